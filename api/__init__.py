@@ -1,0 +1,1 @@
+"""How the fleet is asked: HTTP and, later, MCP over the same verbs."""

@@ -1,0 +1,1 @@
+"""The demo: real MCP servers, two tenants, and checks that must hold."""

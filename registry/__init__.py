@@ -1,0 +1,1 @@
+"""What the fleet knows: servers, tools, runs, calls and their audit, all in Postgres."""

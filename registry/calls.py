@@ -1,0 +1,431 @@
+"""The ledger of calls: every state change of a call, guarded and audited in one statement.
+
+Invariants:
+ 1. A call is a row before it is a message, and changes state only along `TRANSITIONS`.
+ 2. Each change carries its audit line in the same statement: neither exists without the other.
+ 3. Only the claim that holds the fence may end a running call; a late worker changes nothing.
+ 4. A call with a stop request, past its deadline or of a cancelled run is never claimed.
+
+Statements take JSON arrays, so that callers who arrive together share a round trip and a commit.
+Postgres' clock decides every instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import text
+
+from registry.database import Database, to_json
+from registry.definitions import Delivery
+from registry.errors import Code, FleetError
+
+
+class CallState(StrEnum):
+    """Where a call is; the last seven are final."""
+
+    AWAITING_APPROVAL = "awaiting_approval"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    EXPIRED = "expired"
+    OUTCOME_UNKNOWN = "outcome_unknown"
+    DENIED = "denied"
+
+    @property
+    def final(self) -> bool:
+        """Say whether the call has ended."""
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: Final[dict[CallState, frozenset[CallState]]] = {
+    CallState.AWAITING_APPROVAL: frozenset(
+        {CallState.QUEUED, CallState.DENIED, CallState.STOPPED, CallState.EXPIRED}
+    ),
+    CallState.QUEUED: frozenset(
+        {CallState.RUNNING, CallState.STOPPED, CallState.EXPIRED, CallState.FAILED}
+    ),
+    CallState.RUNNING: frozenset(
+        {
+            CallState.QUEUED,
+            CallState.SUCCEEDED,
+            CallState.FAILED,
+            CallState.STOPPED,
+            CallState.EXPIRED,
+            CallState.OUTCOME_UNKNOWN,
+        }
+    ),
+    CallState.SUCCEEDED: frozenset(),
+    CallState.FAILED: frozenset(),
+    CallState.STOPPED: frozenset(),
+    CallState.EXPIRED: frozenset(),
+    CallState.OUTCOME_UNKNOWN: frozenset(),
+    CallState.DENIED: frozenset(),
+}
+
+FINAL_STATES: Final = tuple(state.value for state in CallState if state.final)
+
+
+class StopAnswer(StrEnum):
+    """What a stop request can honestly promise."""
+
+    STOPPED_BEFORE_DISPATCH = "stopped_before_dispatch"
+    STOP_REQUESTED = "stop_requested"
+    TOO_LATE = "too_late"
+
+
+@dataclass(frozen=True)
+class NewCall:
+    """A call that passed every check and is about to become a row."""
+
+    id: str
+    run_id: str
+    tenant_id: str
+    actor: str
+    tool: str
+    server_name: str
+    server_version_id: int
+    tool_version_id: int
+    delivery: Delivery
+    call_timeout_s: float
+    arguments: dict[str, Any]
+    arguments_digest: str
+    deadline_s: float
+    idempotency_key: str | None = None
+    traceparent: str | None = None
+    reply_to: str | None = None
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """The row a submission became; ``created`` is False when the idempotency key was known."""
+
+    id: str
+    created: bool
+    deadline_at: datetime
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right of one worker to run one call once: the fence names this very attempt."""
+
+    id: str
+    fence: int
+    run_id: str
+    tenant_id: str
+    actor: str
+    tool: str
+    server_name: str
+    server_version_id: int
+    tool_version_id: int
+    delivery: Delivery
+    call_timeout_s: float
+    arguments: dict[str, Any]
+    attempts: int
+    remaining_s: float
+    queue_wait_s: float
+    traceparent: str | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended: a final state, or `queued` to give the call back."""
+
+    id: str
+    fence: int
+    state: CallState
+    result: dict[str, Any] | None = None
+    is_error: bool | None = None
+    error: dict[str, Any] | None = None
+    timings: dict[str, Any] = field(default_factory=dict)
+    attempts: int | None = None
+
+
+_SUBMIT = text(
+    """
+    WITH wanted AS (
+        SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
+            id text, run_id text, tenant_id text, actor text, tool text, server_name text,
+            server_version_id bigint, tool_version_id bigint, delivery text,
+            call_timeout_s double precision, arguments json, arguments_digest text,
+            deadline_s double precision, idempotency_key text, traceparent text, reply_to text)
+    ), inserted AS (
+        INSERT INTO calls (
+            id, run_id, tenant_id, actor, tool, server_name, server_version_id, tool_version_id,
+            delivery, call_timeout_s, arguments, arguments_digest, idempotency_key, traceparent,
+            reply_to, deadline_at)
+        SELECT w.id, w.run_id, w.tenant_id, w.actor, w.tool, w.server_name, w.server_version_id,
+            w.tool_version_id, w.delivery, w.call_timeout_s, w.arguments, w.arguments_digest,
+            w.idempotency_key, w.traceparent, w.reply_to,
+            clock_timestamp() + make_interval(secs => w.deadline_s)
+        FROM wanted w
+        JOIN runs r ON r.id = w.run_id AND r.state = 'open' AND r.expires_at > now()
+        ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+        RETURNING id, tenant_id, actor, run_id, tool, arguments_digest, deadline_at
+    ), logged AS (
+        INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
+        SELECT tenant_id, actor, 'call.queued', run_id, id,
+            jsonb_build_object('tool', tool, 'arguments_digest', arguments_digest)
+        FROM inserted
+    )
+    SELECT id, deadline_at FROM inserted
+    """
+)
+
+_EXISTING = text(
+    """
+    SELECT id, idempotency_key, tenant_id, arguments_digest, tool, deadline_at
+    FROM calls WHERE (tenant_id, idempotency_key) IN (
+        SELECT tenant_id, idempotency_key FROM json_to_recordset(CAST(:keys AS json))
+            AS k(tenant_id text, idempotency_key text))
+    """
+)
+
+_RUN_STATES = text(
+    "SELECT id, state, expires_at <= now() AS expired FROM runs WHERE id = ANY(:ids)"
+)
+
+_CLAIM = text(
+    """
+    WITH claimed AS (
+        UPDATE calls c SET state = 'running', worker_id = :worker, fence = c.fence + 1,
+            attempts = c.attempts + 1, started_at = clock_timestamp()
+        FROM runs r
+        WHERE c.id = ANY(:ids) AND c.state = 'queued' AND c.stop_requested_at IS NULL
+            AND c.deadline_at > clock_timestamp() AND r.id = c.run_id AND r.state <> 'cancelled'
+        RETURNING c.*
+    ), logged AS (
+        INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
+        SELECT tenant_id, :worker, 'call.running', run_id, id, jsonb_build_object('fence', fence)
+        FROM claimed
+    )
+    SELECT id, fence, run_id, tenant_id, actor, tool, server_name, server_version_id,
+        tool_version_id, delivery, call_timeout_s, arguments, attempts, traceparent,
+        EXTRACT(EPOCH FROM deadline_at - clock_timestamp())::double precision AS remaining_s,
+        EXTRACT(EPOCH FROM started_at - queued_at)::double precision AS queue_wait_s
+    FROM claimed
+    """
+)
+
+_FINISH = text(
+    """
+    WITH wanted AS (
+        SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
+            id text, fence bigint, state text, result json, is_error boolean, error jsonb,
+            timings jsonb, attempts integer)
+    ), ended AS (
+        UPDATE calls c SET state = w.state, result = w.result, is_error = w.is_error,
+            error = w.error, timings = w.timings,
+            attempts = COALESCE(w.attempts, c.attempts),
+            worker_id = CASE WHEN w.state = 'queued' THEN NULL ELSE c.worker_id END,
+            queued_at = CASE WHEN w.state = 'queued' THEN clock_timestamp() ELSE c.queued_at END,
+            sent_at = CASE WHEN w.state = 'queued' THEN clock_timestamp() ELSE c.sent_at END,
+            ended_at = CASE WHEN w.state = 'queued' THEN NULL ELSE clock_timestamp() END
+        FROM wanted w
+        WHERE c.id = w.id AND c.fence = w.fence AND c.state = 'running' AND c.worker_id = :worker
+        RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state, c.fence, c.is_error, c.error,
+            c.timings
+    ), logged AS (
+        INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
+        SELECT tenant_id, :worker, 'call.' || state, run_id, id,
+            jsonb_strip_nulls(jsonb_build_object('tool', tool, 'fence', fence, 'is_error', is_error,
+                'code', error ->> 'code', 'timings', timings))
+        FROM ended
+    )
+    SELECT id FROM ended
+    """
+)
+
+_STOP = text(
+    """
+    WITH asked AS (
+        SELECT id, state FROM calls
+        WHERE id = ANY(:ids) AND (CAST(:tenant AS text) IS NULL OR tenant_id = :tenant)
+        FOR UPDATE
+    ), stopped AS (
+        UPDATE calls c SET
+            stop_requested_at = COALESCE(c.stop_requested_at, clock_timestamp()),
+            stop_reason = COALESCE(c.stop_reason, :reason),
+            state = CASE WHEN a.state = 'running' THEN a.state ELSE 'stopped' END,
+            ended_at = CASE WHEN a.state = 'running' THEN NULL ELSE clock_timestamp() END,
+            error = CASE WHEN a.state = 'running' THEN NULL ELSE CAST(:error AS jsonb) END
+        FROM asked a
+        WHERE c.id = a.id AND a.state IN ('queued', 'running', 'awaiting_approval')
+        RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state
+    ), logged AS (
+        INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
+        SELECT tenant_id, :actor,
+            CASE WHEN state = 'running' THEN 'call.stop_requested' ELSE 'call.stopped' END,
+            run_id, id, jsonb_build_object('tool', tool, 'reason', CAST(:reason AS text))
+        FROM stopped
+    )
+    SELECT a.id, a.state AS was FROM asked a
+    """
+)
+
+_COLUMNS = """
+    id, run_id, tenant_id, actor, tool, server_name, state, delivery, attempts, is_error, result,
+    error, timings, idempotency_key, created_at, started_at, ended_at, deadline_at,
+    stop_requested_at, stop_reason, server_version_id, tool_version_id, worker_id
+"""
+_READ = text(f"SELECT {_COLUMNS} FROM calls WHERE id = ANY(:ids)")  # noqa: S608 - a constant
+
+
+async def submit(database: Database, batch: Sequence[NewCall]) -> list[Submitted | FleetError]:
+    """Insert calls in the state `queued`; return one row or one error for each, in order.
+
+    A known (tenant, idempotency key) gives the earlier call when tool and arguments agree, else
+    `idempotency_mismatch`; a run that is not open gives `run_closed`, `run_cancelled` or
+    `run_expired`.
+    """
+    rows = to_json([{**vars(call), "delivery": call.delivery.value} for call in batch])
+    async with database.transaction() as connection:
+        inserted = {
+            row.id: row.deadline_at
+            for row in (await connection.execute(_SUBMIT, {"rows": rows})).all()
+        }
+        refused = [call for call in batch if call.id not in inserted]
+        known: dict[tuple[str, str], dict[str, Any]] = {}
+        run_states: dict[str, dict[str, Any]] = {}
+        if refused:
+            keys = [
+                {"tenant_id": call.tenant_id, "idempotency_key": call.idempotency_key}
+                for call in refused
+                if call.idempotency_key
+            ]
+            existing = await connection.execute(_EXISTING, {"keys": to_json(keys)})
+            known = {(row["tenant_id"], row["idempotency_key"]): dict(row) for row in existing.mappings()}
+            states = await connection.execute(
+                _RUN_STATES, {"ids": [call.run_id for call in refused]}
+            )
+            run_states = {row["id"]: dict(row) for row in states.mappings()}
+    return [
+        Submitted(call.id, True, inserted[call.id])
+        if call.id in inserted
+        else _why_not_inserted(call, known, run_states)
+        for call in batch
+    ]
+
+
+def _why_not_inserted(
+    call: NewCall,
+    known: Mapping[tuple[str, str], Mapping[str, Any]],
+    run_states: Mapping[str, Mapping[str, Any]],
+) -> Submitted | FleetError:
+    earlier = known.get((call.tenant_id, call.idempotency_key or ""))
+    if earlier is not None:
+        same = (earlier["tool"], earlier["arguments_digest"]) == (call.tool, call.arguments_digest)
+        if same:
+            return Submitted(earlier["id"], False, earlier["deadline_at"])
+        return FleetError(
+            Code.IDEMPOTENCY_MISMATCH,
+            f"idempotency key {call.idempotency_key!r} was used for another call of "
+            f"{earlier['tool']}",
+            hint="use a new key for a call with another tool or other arguments",
+        )
+    return run_not_open(call.run_id, run_states.get(call.run_id))
+
+
+def run_not_open(run_id: str, run: Mapping[str, Any] | None) -> FleetError:
+    """Return the error that says why a run takes no more calls."""
+    if run is None:
+        return FleetError(Code.UNKNOWN_RUN, f"there is no run {run_id}", hint="start a run first")
+    if run["state"] == "cancelled":
+        code, what = Code.RUN_CANCELLED, "was cancelled"
+    elif run["state"] == "closed":
+        code, what = Code.RUN_CLOSED, "is closed"
+    else:
+        code, what = Code.RUN_EXPIRED, "has expired"
+    return FleetError(code, f"run {run_id} {what}", hint="start a new run")
+
+
+async def claim(database: Database, worker: str, ids: Sequence[str]) -> list[Claim | None]:
+    """Move calls `queued -> running` for ``worker``; None where the call is not to be had."""
+    async with database.transaction() as connection:
+        result = await connection.execute(_CLAIM, {"worker": worker, "ids": list(ids)})
+        rows = {row["id"]: row for row in result.mappings()}
+    claims = {
+        id_: Claim(**{**row, "delivery": Delivery(row["delivery"])}) for id_, row in rows.items()
+    }
+    return [claims.pop(id_, None) for id_ in ids]
+
+
+async def finish(database: Database, worker: str, endings: Sequence[Ending]) -> list[bool]:
+    """End attempts of ``worker``, fenced; False where the claim was no longer its own.
+
+    Each result, state and audit line are one transaction.
+    """
+    for ending in endings:
+        if ending.state not in TRANSITIONS[CallState.RUNNING]:
+            raise ValueError(f"a running call cannot become {ending.state.value}")
+    rows = to_json([{**vars(ending), "state": ending.state.value} for ending in endings])
+    async with database.transaction() as connection:
+        result = await connection.execute(_FINISH, {"worker": worker, "rows": rows})
+        ended = {row.id for row in result}
+    return [ending.id in ended for ending in endings]
+
+
+async def stop(
+    database: Database,
+    ids: Sequence[str],
+    *,
+    actor: str,
+    reason: str = "user",
+    tenant: str | None = None,
+) -> dict[str, StopAnswer]:
+    """Ask calls to stop and say for each what that means; unknown ids are absent.
+
+    A queued call ends `stopped` here and never runs, whatever workers or broker do. A running call
+    carries the request; whoever runs it has to act on it.
+    """
+    error = FleetError(
+        Code.STOPPED, "the call was stopped before it was dispatched", details={"reason": reason}
+    )
+    async with database.transaction() as connection:
+        result = await connection.execute(
+            _STOP,
+            {
+                "ids": list(ids),
+                "tenant": tenant,
+                "actor": actor,
+                "reason": reason,
+                "error": to_json(error.as_dict()),
+            },
+        )
+        was = {row.id: CallState(row.was) for row in result}
+    return {id_: _stop_answer(state) for id_, state in was.items()}
+
+
+def _stop_answer(was: CallState) -> StopAnswer:
+    if was.final:
+        return StopAnswer.TOO_LATE
+    if was is CallState.RUNNING:
+        return StopAnswer.STOP_REQUESTED
+    return StopAnswer.STOPPED_BEFORE_DISPATCH
+
+
+async def read(database: Database, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the rows of calls by id, as the record has them; unknown ids are absent."""
+    async with database.transaction() as connection:
+        result = await connection.execute(_READ, {"ids": list(ids)})
+        return {row["id"]: dict(row) for row in result.mappings()}
+
+
+async def stops_of(database: Database, worker: str) -> list[str]:
+    """Return the running calls of ``worker`` that were asked to stop (the truth behind a revoke)."""
+    async with database.transaction() as connection:
+        result = await connection.execute(
+            text(
+                "SELECT c.id FROM calls c JOIN runs r ON r.id = c.run_id WHERE c.worker_id = :worker"
+                " AND c.state = 'running'"
+                " AND (c.stop_requested_at IS NOT NULL OR r.state = 'cancelled')"
+            ),
+            {"worker": worker},
+        )
+        return [row.id for row in result]

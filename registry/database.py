@@ -1,0 +1,152 @@
+"""How the record is reached: engine, transactions, group commit.
+
+The only module that knows that Postgres can be away: every other module sees
+`store_unavailable`. A statement costs one round trip and a commit whatever its size, so writes
+that arrive together share one (measured: one row 0.35 ms, 32 rows in one statement 0.85 ms).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from registry.errors import Code, FleetError
+
+Item = TypeVar("Item")
+Outcome = TypeVar("Outcome")
+
+STATEMENT_TIMEOUT_MS = 15_000
+CONNECT_TIMEOUT_S = 5
+
+
+class Database:
+    """One process's door to Postgres; safe to create before the server is up."""
+
+    def __init__(self, url: str, *, pool_size: int = 4, application: str = "toolfleet") -> None:
+        self.engine = create_async_engine(
+            make_url(url).set(drivername="postgresql+psycopg"),
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=CONNECT_TIMEOUT_S,
+            pool_pre_ping=False,
+            json_serializer=to_json,
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "application_name": application,
+                "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+            },
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Yield a connection inside one transaction; raise `store_unavailable` if Postgres is away."""
+        try:
+            async with self.engine.begin() as connection:
+                yield connection
+        except (OperationalError, InterfaceError, PoolTimeout, OSError) as error:
+            raise store_unavailable(error) from error
+        except DBAPIError as error:
+            if error.connection_invalidated:
+                raise store_unavailable(error) from error
+            raise
+
+    async def check(self) -> None:
+        """Return when Postgres answers; raise `store_unavailable` when it does not."""
+        async with self.transaction() as connection:
+            await connection.exec_driver_sql("SELECT 1")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def store_unavailable(error: BaseException) -> FleetError:
+    """Return the error a caller sees while Postgres cannot be reached (never the driver's text)."""
+    return FleetError(
+        Code.STORE_UNAVAILABLE,
+        f"the registry database cannot be reached ({type(error).__name__})",
+        hint="check that Postgres is up and TOOLFLEET_DATABASE_URL is right, then send it again",
+        retry_after_s=1,
+    )
+
+
+def to_json(value: Any) -> str:
+    """Return compact JSON text; non-ASCII is escaped, so lone surrogates survive the round trip."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+class GroupCommit(Generic[Item, Outcome]):
+    """Write what arrives together as one statement, and give each caller its own outcome.
+
+    While one statement is under way the next batch collects; so a lone caller pays no delay and
+    many callers share a commit. ``write`` returns outcomes in the order of its items. When a batch
+    of several fails for a reason other than Postgres being away, each item is written alone, so
+    that one bad row harms nobody else. A cancelled caller does not cancel the write.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[Item]], Awaitable[Sequence[Outcome]]],
+        *,
+        max_batch: int = 64,
+    ) -> None:
+        self._write = write
+        self._max_batch = max_batch
+        self._waiting: list[tuple[Item, asyncio.Future[Outcome]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    async def add(self, item: Item) -> Outcome:
+        """Return the outcome of writing ``item``, once it is committed."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._drain())
+        return await future
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                batch = self._waiting[: self._max_batch]
+                del self._waiting[: self._max_batch]
+                await self._commit(batch)
+        finally:
+            self._writer = None
+
+    async def _commit(self, batch: list[tuple[Item, asyncio.Future[Outcome]]]) -> None:
+        try:
+            outcomes = await self._write([item for item, _ in batch])
+        except asyncio.CancelledError:
+            for _, future in batch:
+                future.cancel()
+            raise
+        except (SQLAlchemyError, ValueError) as error:
+            if len(batch) > 1:
+                for single in batch:
+                    await self._commit([single])
+            else:
+                _settle(batch[0][1], error=error)
+        except Exception as error:
+            for _, future in batch:
+                _settle(future, error=error)
+        else:
+            for (_, future), outcome in zip(batch, outcomes, strict=True):
+                _settle(future, outcome=outcome)
+
+
+def _settle(
+    future: asyncio.Future[Any], *, outcome: Any = None, error: Exception | None = None
+) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(outcome)

@@ -1,0 +1,208 @@
+"""The record: every table of the registry, as SQLAlchemy Core.
+
+Invariants:
+ 1. `servers`, `server_versions`, `tool_versions`, `listings` and `snapshots` rows never change,
+    apart from the pointers and flags of `servers`.
+ 2. A call's state changes only along `registry.calls.TRANSITIONS`, each change with its audit line.
+ 3. (tenant, idempotency key) names at most one call.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_instant = DateTime(timezone=True)
+_now = func.now()
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("secret_hash", Text, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("tenant_id", Text, ForeignKey("tenants.id")),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    Column("expires_at", _instant),
+    Column("revoked_at", _instant),
+    CheckConstraint("role IN ('operator', 'tenant')", name="role"),
+    CheckConstraint("role = 'operator' OR tenant_id IS NOT NULL", name="tenant_of_role"),
+)
+
+servers = Table(
+    "servers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("current_version_id", BigInteger),
+    Column("stale", Boolean, nullable=False, server_default=text("true")),
+    Column("refresh_error", JSONB),
+    Column("refreshed_at", _instant),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    Column("removed_at", _instant),
+)
+
+server_versions = Table(
+    "server_versions",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("server_name", Text, ForeignKey("servers.name"), nullable=False),
+    Column("version", Text, nullable=False),
+    Column("definition", JSONB, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    UniqueConstraint("server_name", "version"),
+)
+
+tool_versions = Table(
+    "tool_versions",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("server_name", Text, ForeignKey("servers.name"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("definition", JSONB, nullable=False),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    UniqueConstraint("server_name", "digest"),
+)
+
+listings = Table(
+    "listings",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("server_version_id", BigInteger, ForeignKey("server_versions.id"), nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("tool_version_ids", ARRAY(BigInteger), nullable=False),
+    Column("changes", JSONB, nullable=False),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    Index("ix_listings_version", "server_version_id", "id"),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("tools", JSONB, nullable=False),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("snapshot_digest", Text, ForeignKey("snapshots.digest"), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default="open"),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    Column("expires_at", _instant, nullable=False),
+    Column("ended_at", _instant),
+    CheckConstraint("state IN ('open', 'closed', 'cancelled')", name="state"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("server_name", Text, nullable=False),
+    Column("hostname", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", _instant, nullable=False, server_default=_now),
+    Column("lease_until", _instant, nullable=False),
+    Column("stopped_at", _instant),
+)
+
+calls = Table(
+    "calls",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("run_id", Text, ForeignKey("runs.id"), nullable=False),
+    Column("tenant_id", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("tool", Text, nullable=False),
+    Column("server_name", Text, nullable=False),
+    Column("server_version_id", BigInteger, nullable=False),
+    Column("tool_version_id", BigInteger, nullable=False),
+    Column("delivery", Text, nullable=False),
+    Column("call_timeout_s", Double, nullable=False),
+    Column("arguments", JSON, nullable=False),
+    Column("arguments_digest", Text, nullable=False),
+    Column("idempotency_key", Text),
+    Column("traceparent", Text),
+    Column("reply_to", Text),
+    Column("replied_at", _instant),
+    Column("state", Text, nullable=False, server_default="queued"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("fence", BigInteger, nullable=False, server_default="0"),
+    Column("worker_id", Text),
+    Column("deadline_at", _instant, nullable=False),
+    Column("created_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("queued_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("sent_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("started_at", _instant),
+    Column("ended_at", _instant),
+    Column("stop_requested_at", _instant),
+    Column("stop_reason", Text),
+    Column("is_error", Boolean),
+    Column("result", JSON),
+    Column("error", JSONB),
+    Column("timings", JSONB),
+    Index("uq_calls_idempotency", "tenant_id", "idempotency_key", unique=True,
+          postgresql_where=text("idempotency_key IS NOT NULL")),
+    Index("ix_calls_queued", "server_name", "queued_at",
+          postgresql_where=text("state = 'queued'")),
+    Index("ix_calls_running", "worker_id", postgresql_where=text("state = 'running'")),
+    Index("ix_calls_unreplied", "ended_at",
+          postgresql_where=text("reply_to IS NOT NULL AND replied_at IS NULL")),
+    Index("ix_calls_run", "run_id"),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("tenant_id", Text),
+    Column("actor", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("run_id", Text),
+    Column("call_id", Text),
+    Column("details", JSONB, nullable=False, server_default=text("'{}'")),
+    Index("ix_audit_call", "call_id", postgresql_where=text("call_id IS NOT NULL")),
+)

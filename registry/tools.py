@@ -1,0 +1,142 @@
+"""Tools as values: what a server lists, what a run sees, and the names models call them by.
+
+Pure. A tool version is the canonical JSON of one listed tool and its digest; a snapshot is the
+ordered list of a run's tools and its digest. Equal content has an equal digest, always.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from registry.definitions import Delivery, ServerDefinition, ToolRule, digest
+from registry.errors import Code, FleetError
+
+MAX_NAME: Final = 64  # the longest tool name that every model API accepts
+_FOREIGN: Final = re.compile(r"[^A-Za-z0-9_-]")
+_KEPT: Final = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
+
+
+@dataclass(frozen=True)
+class ToolVersion:
+    """One immutable version of a listed tool."""
+
+    name: str
+    digest: str
+    definition: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SnapshotTool:
+    """A tool as one run sees it: model-facing name, schemas and routing."""
+
+    name: str
+    server: str
+    server_version_id: int
+    tool_version_id: int
+    upstream_name: str
+    delivery: Delivery
+    timeout_s: float
+    description: str
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any] | None
+    annotations: dict[str, Any] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the entry as stored in a snapshot (JSON-ready)."""
+        return {**vars(self), "delivery": self.delivery.value}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> SnapshotTool:
+        """Rebuild an entry from `as_dict`."""
+        return cls(**{**body, "delivery": Delivery(body["delivery"])})
+
+
+def tool_version(listed: Mapping[str, Any]) -> ToolVersion:
+    """Return the version of a tool as a server lists it; presentation hints (icons) do not count."""
+    definition = {key: listed[key] for key in _KEPT if listed.get(key) is not None}
+    name = definition.get("name")
+    if not isinstance(name, str) or not name:
+        raise FleetError(Code.PROTOCOL_ERROR, "the server lists a tool without a name")
+    return ToolVersion(name, digest(definition), definition)
+
+
+def model_name(prefix: str, name: str) -> str:
+    """Return the name a model calls a tool by: prefixed, legal, at most 64 characters, stable.
+
+    A name that has to be changed keeps a hash of the original, so that two tools never fall
+    together by shortening.
+    """
+    wanted = prefix + name
+    legal = _FOREIGN.sub("_", wanted)
+    if legal == wanted and len(wanted) <= MAX_NAME:
+        return wanted
+    tail = hashlib.sha256(wanted.encode()).hexdigest()[:8]
+    return f"{legal[: MAX_NAME - 9]}_{tail}"
+
+
+def delivery_of(definition: ServerDefinition, tool: ToolVersion) -> Delivery:
+    """Return a tool's delivery class: the operator's word, else trusted annotations, else `write`.
+
+    Annotations are untrusted by the MCP specification unless the operator vouches for the server.
+    """
+    rule = definition.tools.get(tool.name)
+    if rule is not None and rule.delivery is not None:
+        return rule.delivery
+    if definition.annotations == "trusted":
+        hints = tool.definition.get("annotations") or {}
+        if hints.get("readOnlyHint") is True:
+            return Delivery.READ
+        if hints.get("idempotentHint") is True:
+            return Delivery.IDEMPOTENT
+    return Delivery.WRITE
+
+
+def snapshot_tools(
+    definition: ServerDefinition, version_id: int, tools: Iterable[tuple[int, ToolVersion]]
+) -> list[SnapshotTool]:
+    """Return a server version's visible tools as a run sees them, ordered by name."""
+    entries = []
+    for tool_version_id, tool in tools:
+        rule = definition.tools.get(tool.name, ToolRule())
+        if rule.hidden:
+            continue
+        entries.append(
+            SnapshotTool(
+                name=model_name(definition.prefix, tool.name),
+                server=definition.name,
+                server_version_id=version_id,
+                tool_version_id=tool_version_id,
+                upstream_name=tool.name,
+                delivery=delivery_of(definition, tool),
+                timeout_s=rule.timeout_s or definition.timeouts.call_s,
+                description=tool.definition.get("description", ""),
+                input_schema=tool.definition.get("inputSchema") or {"type": "object"},
+                output_schema=tool.definition.get("outputSchema"),
+                annotations=tool.definition.get("annotations"),
+            )
+        )
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def refuse_collisions(entries: Iterable[SnapshotTool]) -> None:
+    """Raise `name_collision` if two tools would have one model-facing name."""
+    owners: dict[str, SnapshotTool] = {}
+    for entry in entries:
+        other = owners.setdefault(entry.name, entry)
+        if other is not entry:
+            raise FleetError(
+                Code.NAME_COLLISION,
+                f"the tools {other.upstream_name!r} of server {other.server!r} and "
+                f"{entry.upstream_name!r} of server {entry.server!r} are both named {entry.name!r}",
+                hint="give one of the servers another tool_prefix",
+                details={"name": entry.name, "servers": sorted({other.server, entry.server})},
+            )
+
+
+def snapshot_digest(entries: Iterable[SnapshotTool]) -> str:
+    """Return the digest that names a snapshot: equal tools, equal digest."""
+    return digest([entry.as_dict() for entry in entries])

@@ -1,0 +1,1 @@
+"""What a user of Toolfleet observes, said as tests."""

@@ -1,0 +1,589 @@
+"""What a caller sees of a session, over each transport and era; the servers are real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from registry.definitions import ServerDefinition, parse_definition
+from registry.errors import Code, FleetError
+from tests.requirements import requirement
+from workers.pool import SessionKey, SessionPool
+from workers.session import CallError, Credential, Session
+
+pytestmark = pytest.mark.anyio
+
+SERVERS = Path(__file__).parent.parent / "servers"
+LIMIT_S = 20.0
+Kind = Literal["stdio", "stdio-legacy", "http", "http-legacy", "http-json"]
+KINDS: tuple[Kind, ...] = ("stdio", "stdio-legacy", "http", "http-legacy", "http-json")
+
+
+def stdio(script: str, *args: str, **rest: Any) -> ServerDefinition:
+    return parse_definition(
+        {
+            "name": "under-test",
+            "transport": "stdio",
+            "command": sys.executable,
+            "args": [str(SERVERS / script), *args],
+            **rest,
+        }
+    )
+
+
+def http(port: int, **rest: Any) -> ServerDefinition:
+    url = f"http://127.0.0.1:{port}/mcp"
+    return parse_definition({"name": "under-test", "transport": "http", "url": url, **rest})
+
+
+@dataclass
+class Upstream:
+    """A server under test and the journal of what it observed."""
+
+    kind: Kind
+    definition: ServerDefinition
+    journal: Path
+    sessions: list[Session] = field(default_factory=list)
+
+    async def open(self, **options: Any) -> Session:
+        session = await open_session(self.definition, **options)
+        self.sessions.append(session)
+        return session
+
+    def events(self) -> list[tuple[str, str]]:
+        if not self.journal.exists():
+            return []
+        lines = [json.loads(line) for line in self.journal.read_text().splitlines()]
+        return [(line["event"], line["token"]) for line in lines]
+
+    async def observed(self, event: str, token: str) -> None:
+        await until(lambda: (event, token) in self.events())
+
+
+async def open_session(definition: ServerDefinition, **options: Any) -> Session:
+    settings: dict[str, Any] = {
+        "connect_timeout_s": LIMIT_S,
+        "stop_grace_s": 2.0,
+        "max_result_bytes": 1_000_000,
+    }
+    return await Session.open(definition, **{**settings, **options})
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait, within the limit, for something that only another process can make true."""
+    async with asyncio.timeout(LIMIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def running(pid: int) -> bool:
+    """Say whether a process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def echo(session: Session, text: str = "hello") -> Any:
+    return session.call_tool("echo", {"text": text}, timeout_s=LIMIT_S, meta=None, on_progress=None)
+
+
+@asynccontextmanager
+async def http_server(*args: str) -> AsyncIterator[int]:
+    """Run the echo server over HTTP on a free port."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(SERVERS / "echo.py"),
+        "--http",
+        "0",
+        *args,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            yield int(await process.stdout.readline())
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+@pytest.fixture(params=KINDS)
+async def upstream(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Upstream]:
+    kind: Kind = request.param
+    journal = tmp_path / "journal"
+    args = ["--journal", str(journal)]
+    args += ["--legacy"] if kind.endswith("legacy") else ["--json"] if kind == "http-json" else []
+    if kind.startswith("stdio"):
+        upstream = Upstream(kind, stdio("echo.py", *args), journal)
+        yield upstream
+        await close_all(upstream)
+    else:
+        async with http_server(*args) as port:
+            upstream = Upstream(kind, http(port), journal)
+            yield upstream
+            await close_all(upstream)
+
+
+async def close_all(upstream: Upstream) -> None:
+    for session in upstream.sessions:
+        await session.close()
+
+
+@pytest.fixture
+async def local(tmp_path: Path) -> AsyncIterator[Upstream]:
+    journal = tmp_path / "journal"
+    upstream = Upstream("stdio", stdio("echo.py", "--journal", str(journal)), journal)
+    yield upstream
+    await close_all(upstream)
+
+
+# -- the same over every transport
+
+
+@requirement("session:speaks-both-eras")
+async def test_a_session_speaks_the_newest_revision_that_the_server_knows(
+    upstream: Upstream,
+) -> None:
+    session = await upstream.open()
+    legacy = upstream.kind.endswith("legacy")
+    expected = ("legacy", "2025-11-25") if legacy else ("modern", "2026-07-28")
+    assert (session.era, session.protocol_version) == expected
+
+
+@requirement("session:calls")
+async def test_a_call_returns_what_the_tool_answered(upstream: Upstream) -> None:
+    session = await upstream.open()
+    result = await echo(session)
+    assert result.body["content"] == [{"type": "text", "text": "hello"}]
+    assert not result.is_error
+
+
+@requirement("session:calls")
+async def test_structured_content_comes_as_the_server_wrote_it(upstream: Upstream) -> None:
+    session = await upstream.open()
+    result = await session.call_tool("add", {"a": 1, "b": 2}, timeout_s=LIMIT_S)
+    assert result.body["structuredContent"] == {"result": 3}
+
+
+@requirement("session:calls")
+async def test_a_tool_that_fails_is_a_result(upstream: Upstream) -> None:
+    session = await upstream.open()
+    assert (await session.call_tool("fail", {"text": "no"}, timeout_s=LIMIT_S)).is_error
+
+
+@requirement("session:errors-are-typed")
+async def test_a_json_rpc_error_is_a_refusal_and_keeps_the_session(upstream: Upstream) -> None:
+    session = await upstream.open()
+    with pytest.raises(CallError) as caught:
+        await session.call_tool("refuse", {"text": "not today"}, timeout_s=LIMIT_S)
+    assert caught.value.code is Code.TOOL_REFUSED
+    assert caught.value.details["jsonrpc_code"] == -32603
+    assert (await echo(session)).size_bytes
+
+
+@requirement("session:calls")
+async def test_progress_is_reported_while_the_call_runs(upstream: Upstream) -> None:
+    if upstream.kind == "http-json":
+        pytest.skip("a JSON answer has no room for progress")
+    session = await upstream.open()
+    first = asyncio.Event()
+
+    async def on_progress(done: float, total: float | None, message: str | None) -> None:
+        first.set()
+
+    call = asyncio.create_task(
+        session.call_tool(
+            "sleep", {"seconds": 60, "token": "p"}, timeout_s=LIMIT_S, on_progress=on_progress
+        )
+    )
+    async with asyncio.timeout(LIMIT_S):
+        await first.wait()
+    call.cancel()
+
+
+@requirement("session:calls")
+async def test_request_meta_reaches_the_server(upstream: Upstream) -> None:
+    session = await upstream.open()
+    result = await session.call_tool("meta", {}, timeout_s=LIMIT_S, meta={"io.example/key": "k"})
+    assert json.loads(result.body["content"][0]["text"])["io.example/key"] == "k"
+
+
+@requirement("session:lists")
+async def test_tools_are_listed_as_the_server_wrote_them(upstream: Upstream) -> None:
+    session = await upstream.open()
+    tools = {tool["name"]: tool for tool in await session.list_tools()}
+    assert tools["add"]["inputSchema"]["required"] == ["a", "b"]
+
+
+@requirement("session:probes")
+async def test_a_probe_of_a_living_server_succeeds(upstream: Upstream) -> None:
+    session = await upstream.open()
+    await session.probe(LIMIT_S)
+    assert not session.poisoned
+
+
+@requirement("session:times-out", "session:cancels")
+async def test_a_call_that_takes_too_long_is_cancelled_at_the_server(upstream: Upstream) -> None:
+    session = await upstream.open()
+    with pytest.raises(CallError) as caught:
+        await session.call_tool("sleep", {"seconds": 600, "token": "slow"}, timeout_s=0.5)
+    assert (caught.value.code, caught.value.dispatched) == (Code.CALL_TIMEOUT, True)
+    assert session.poisoned
+    await upstream.observed("cancelled", "slow")
+
+
+@requirement("session:cancels")
+async def test_the_server_observes_that_a_call_was_cancelled(upstream: Upstream) -> None:
+    session = await upstream.open()
+    call = asyncio.create_task(
+        session.call_tool("sleep", {"seconds": 600, "token": "long"}, timeout_s=LIMIT_S)
+    )
+    await upstream.observed("started", "long")
+    call.cancel()
+    await upstream.observed("cancelled", "long")
+    assert session.poisoned
+
+
+@requirement("session:cancels")
+async def test_a_cancelled_call_leaves_the_neighbours_alone(upstream: Upstream) -> None:
+    session, neighbour = await upstream.open(), await upstream.open()
+    running_on = asyncio.create_task(
+        neighbour.call_tool("sleep", {"seconds": 1, "token": "neighbour"}, timeout_s=LIMIT_S)
+    )
+    await upstream.observed("started", "neighbour")
+    cancelled = asyncio.create_task(
+        session.call_tool("sleep", {"seconds": 600, "token": "stopped"}, timeout_s=LIMIT_S)
+    )
+    await upstream.observed("started", "stopped")
+    cancelled.cancel()
+    await session.close()
+    assert (await running_on).body["content"][0]["text"] == "neighbour"
+    assert ("cancelled", "neighbour") not in upstream.events()
+
+
+@requirement("session:bounds-results")
+async def test_a_result_over_the_limit_is_refused(upstream: Upstream) -> None:
+    session = await upstream.open()
+    with pytest.raises(CallError) as caught:
+        await session.call_tool("big", {"size": 3_000_000}, timeout_s=LIMIT_S)
+    assert caught.value.code is Code.RESULT_TOO_LARGE
+
+
+@requirement("session:bounds-results")
+async def test_a_result_just_under_the_limit_passes(upstream: Upstream) -> None:
+    session = await upstream.open()
+    result = await session.call_tool("big", {"size": 999_000}, timeout_s=LIMIT_S)
+    assert len(result.body["content"][0]["text"]) == 999_000
+
+
+@requirement("session:closes")
+async def test_closing_twice_reports_the_same(upstream: Upstream) -> None:
+    session = await upstream.open()
+    first = await session.close()
+    assert await session.close() == first
+    assert first.rung == ("exited" if upstream.kind.startswith("stdio") else "cancelled")
+
+
+@requirement("session:errors-are-typed")
+async def test_a_call_on_a_closed_session_was_never_dispatched(upstream: Upstream) -> None:
+    session = await upstream.open()
+    await session.close()
+    with pytest.raises(CallError) as caught:
+        await echo(session)
+    assert (caught.value.code, caught.value.dispatched) == (Code.SESSION_LOST, False)
+
+
+@requirement("session:errors-are-typed")
+async def test_a_server_that_dies_in_a_call_is_a_lost_session(upstream: Upstream) -> None:
+    session = await upstream.open()
+    with pytest.raises(CallError) as caught:
+        await session.call_tool("crash", {}, timeout_s=LIMIT_S)
+    assert (caught.value.code, caught.value.dispatched) == (Code.SESSION_LOST, True)
+    assert session.poisoned or not session.alive
+
+
+# -- stdio
+
+
+@requirement("session:last-words")
+async def test_a_server_that_dies_at_its_start_is_quoted() -> None:
+    with pytest.raises(FleetError, match="exit code 3.*credentials.json is missing") as caught:
+        await open_session(stdio("dying.py"))
+    assert caught.value.code is Code.SERVER_UNAVAILABLE
+    assert caught.value.details["exit_code"] == 3
+    assert "loading the settings" in caught.value.details["stderr"]
+
+
+@requirement("session:bounded-open")
+@pytest.mark.parametrize("mode", [(), ("--deaf",)])
+async def test_a_server_that_never_answers_is_given_up(mode: tuple[str, ...]) -> None:
+    async with asyncio.timeout(LIMIT_S):
+        with pytest.raises(FleetError, match="did not complete the MCP handshake within 0.5 s"):
+            await open_session(stdio("silent.py", *mode), connect_timeout_s=0.5)
+
+
+@requirement("session:bounded-open")
+async def test_a_command_that_does_not_exist_is_named() -> None:
+    definition = parse_definition(
+        {"name": "under-test", "transport": "stdio", "command": "no-such-command"}
+    )
+    with pytest.raises(FleetError, match="'no-such-command' was not found"):
+        await open_session(definition)
+
+
+@requirement("session:dead-is-known")
+async def test_a_killed_child_is_noticed_while_idle(local: Upstream) -> None:
+    session = await local.open()
+    assert session.pid is not None
+    os.kill(session.pid, signal.SIGKILL)
+    async with asyncio.timeout(LIMIT_S):
+        await session.dead.wait()
+    assert not session.alive
+
+
+@requirement("session:dead-is-known")
+async def test_a_child_killed_in_a_call_is_a_lost_session(local: Upstream) -> None:
+    session = await local.open()
+    call = asyncio.create_task(
+        session.call_tool("sleep", {"seconds": 600, "token": "doomed"}, timeout_s=LIMIT_S)
+    )
+    await local.observed("started", "doomed")
+    assert session.pid is not None
+    os.kill(session.pid, signal.SIGKILL)
+    with pytest.raises(CallError) as caught:
+        await call
+    assert caught.value.code is Code.SESSION_LOST
+    assert caught.value.details["exit_code"] == -signal.SIGKILL
+
+
+@requirement("session:times-out")
+async def test_a_server_that_stops_reading_cannot_hold_a_call(local: Upstream) -> None:
+    session = await local.open(stop_grace_s=0.2)
+    held_up = asyncio.create_task(session.call_tool("block", {"seconds": 60}, timeout_s=LIMIT_S))
+    async with asyncio.timeout(LIMIT_S):
+        with pytest.raises(CallError) as caught:
+            # More than any pipe holds, so that writing it has to wait.
+            await session.call_tool("echo", {"text": "x" * 5_000_000}, timeout_s=1.0)
+    assert caught.value.code is Code.CALL_TIMEOUT
+    held_up.cancel()
+
+
+@requirement("stop:whole-tree")
+async def test_a_stubborn_tree_is_gone_after_close(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    session = await open_session(stdio("stubborn.py", "--pids", str(pids)), stop_grace_s=0.2)
+    tree = [int(pid) for pid in pids.read_text().split()]
+    assert all(running(pid) for pid in tree)
+    report = await session.close()
+    assert report.rung == "sigkill"
+    await until(lambda: not any(running(pid) for pid in tree))
+
+
+@requirement("stop:whole-tree")
+async def test_a_polite_server_cannot_leave_a_child_behind(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    session = await open_session(stdio("stubborn.py", "--leave-child", "--pids", str(pids)))
+    tree = [int(pid) for pid in pids.read_text().split()]
+    report = await session.close()
+    assert report.rung == "exited"
+    await until(lambda: not any(running(pid) for pid in tree))
+
+
+@requirement("stop:whole-tree")
+async def test_a_close_that_is_cancelled_still_ends_the_tree(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    session = await open_session(stdio("stubborn.py", "--pids", str(pids)), stop_grace_s=0.2)
+    tree = [int(pid) for pid in pids.read_text().split()]
+    closing = asyncio.create_task(session.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await until(lambda: not any(running(pid) for pid in tree))
+    await session.close()
+
+
+@requirement("stop:whole-tree")
+async def test_a_killed_worker_takes_its_child_along(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    worker = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(SERVERS / "holder.py"),
+        str(SERVERS / "stubborn.py"),
+        "--pids",
+        str(pids),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert worker.stdout is not None
+    async with asyncio.timeout(LIMIT_S):
+        assert (await worker.stdout.readline()).strip() == b"open"
+    server_pid, grandchild_pid = (int(pid) for pid in pids.read_text().split())
+    worker.kill()
+    await worker.wait()
+    await until(lambda: not running(server_pid))
+    # What the server started itself is out of reach of its death signal; the test tidies up.
+    if running(grandchild_pid):
+        os.kill(grandchild_pid, signal.SIGKILL)
+
+
+@requirement("session:child-environment")
+async def test_a_child_sees_only_what_it_was_given(
+    local: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_SECRET", "do not pass on")
+    session = await local.open()
+    result = await session.call_tool("environment", {"name": "WORKER_SECRET"}, timeout_s=LIMIT_S)
+    assert result.body["content"][0]["text"] == ""
+
+
+@requirement("session:credentials")
+async def test_a_credential_reaches_the_child_by_its_environment(local: Upstream) -> None:
+    session = await local.open(credential=Credential("env", "API_KEY", "s3cret"))
+    result = await session.call_tool("environment", {"name": "API_KEY"}, timeout_s=LIMIT_S)
+    assert result.body["content"][0]["text"] == "s3cret"
+
+
+@requirement("session:credentials")
+async def test_a_credential_reaches_the_server_in_the_meta(local: Upstream) -> None:
+    session = await local.open(credential=Credential("meta", "io.example/token", "s3cret"))
+    result = await session.call_tool("meta", {}, timeout_s=LIMIT_S)
+    assert json.loads(result.body["content"][0]["text"])["io.example/token"] == "s3cret"
+
+
+@requirement("session:limits")
+async def test_a_child_cannot_use_more_memory_than_allowed() -> None:
+    definition = stdio("echo.py", sandbox={"memory_mb": 600})
+    session = await open_session(definition, max_result_bytes=10_000_000_000)
+    try:
+        result = await session.call_tool("big", {"size": 2_000_000_000}, timeout_s=LIMIT_S)
+        assert result.is_error
+    finally:
+        await session.close()
+
+
+# -- HTTP
+
+
+@requirement("session:credentials")
+async def test_headers_and_a_credential_reach_an_http_server() -> None:
+    async with http_server() as port:
+        session = await open_session(
+            http(port, headers={"x-team": "blue"}),
+            credential=Credential("header", "authorization", "Bearer s3cret"),
+        )
+        seen = [
+            (await session.call_tool("header", {"name": name}, timeout_s=LIMIT_S)).body["content"]
+            for name in ("x-team", "authorization")
+        ]
+        await session.close()
+    assert [content[0]["text"] for content in seen] == ["blue", "Bearer s3cret"]
+
+
+@requirement("session:bounded-open")
+async def test_a_port_where_nobody_listens_is_unavailable() -> None:
+    with pytest.raises(FleetError, match="could not be reached") as caught:
+        await open_session(http(1))
+    assert caught.value.code is Code.SERVER_UNAVAILABLE
+
+
+@asynccontextmanager
+async def refusing_server(head: str, after: int) -> AsyncIterator[int]:
+    """Speak just enough 2026-07-28 to be a session, then answer every request with ``head``."""
+    served = 0
+    discovered = {
+        "supportedVersions": ["2026-07-28"],
+        "capabilities": {"tools": {}},
+        "resultType": "complete",
+        "ttlMs": 0,
+        "cacheScope": "public",
+    }
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal served
+        request = await reader.readuntil(b"\r\n\r\n")
+        length = int(request.lower().partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+        asked = json.loads(await reader.readexactly(length)) if length else {}
+        served += 1
+        answer = json.dumps({"jsonrpc": "2.0", "id": asked.get("id"), "result": discovered})
+        first = (
+            f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(answer)}"
+        )
+        reply = (
+            f"{head}\r\ncontent-length: 0\r\n\r\n" if served > after else f"{first}\r\n\r\n{answer}"
+        )
+        writer.write(reply.encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@requirement("session:http-status")
+@pytest.mark.parametrize(
+    ("status", "code", "retry_after_s"),
+    [
+        ("401 Unauthorized", Code.TOOL_REFUSED, None),
+        ("403 Forbidden", Code.TOOL_REFUSED, None),
+        ("429 Too Many Requests\r\nretry-after: 7", Code.SERVER_UNAVAILABLE, 7.0),
+        ("502 Bad Gateway", Code.SERVER_UNAVAILABLE, None),
+        ("503 Unavailable\r\nretry-after: 2", Code.SERVER_UNAVAILABLE, 2.0),
+    ],
+)
+async def test_http_refusals_are_told_apart(
+    status: str, code: Code, retry_after_s: float | None
+) -> None:
+    async with refusing_server(f"HTTP/1.1 {status}", after=1) as port:
+        session = await open_session(http(port))
+        with pytest.raises(CallError) as caught:
+            await echo(session)
+        await session.close()
+    assert (caught.value.code, caught.value.retry_after_s) == (code, retry_after_s)
+    assert caught.value.details["status"] == int(status[:3])
+
+
+@requirement("session:http-status")
+async def test_a_handshake_refused_by_status_says_so() -> None:
+    async with refusing_server("HTTP/1.1 401 Unauthorized", after=0) as port:
+        with pytest.raises(FleetError, match="handshake with HTTP 401"):
+            await open_session(http(port))
+
+
+@requirement("session:http-status")
+async def test_a_redirect_is_not_followed() -> None:
+    async with refusing_server("HTTP/1.1 307 Moved\r\nlocation: /elsewhere", after=1) as port:
+        session = await open_session(http(port))
+        with pytest.raises(CallError, match="not followed"):
+            await echo(session)
+        await session.close()
+
+
+# -- through the pool
+
+
+@requirement("pool:prewarmed")
+async def test_a_pool_of_real_sessions_lends_them_again(upstream: Upstream) -> None:
+    pool = SessionPool(
+        "under-test", upstream.definition.pool, lambda _key: open_session(upstream.definition)
+    )
+    key = SessionKey(1)
+    try:
+        await pool.start(key)
+        for _ in range(5):
+            async with pool.borrow(key, LIMIT_S) as lease:
+                await echo(lease.session)
+                assert not lease.spawned
+    finally:
+        await pool.close()
+    assert pool.stats().size == 0

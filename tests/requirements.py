@@ -1,0 +1,227 @@
+"""What the product promises, as data: id -> (source, sentence); each promise has a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import pytest
+
+Test = TypeVar("Test", bound=Callable[..., Any])
+
+REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
+    # --- the tests themselves (tests/unit/test_requirements.py)
+    "tests:every-promise-is-tested": (
+        "own decision",
+        "Each promise in this table has a test, and each test names promises of this table.",
+    ),
+    # --- one-machine fleet (tests/integration/test_embedded.py, test_supervisor.py, tests/fleet)
+    "local:embedded-data-survives": (
+        "design D11",
+        "What was written to the private PostgreSQL and Redis is there after a restart.",
+    ),
+    "local:leaves-nothing": (
+        "own decision",
+        "A stopped fleet leaves no process, no socket and no pid file.",
+    ),
+    "local:recovers-from-crash": (
+        "own decision",
+        "A data folder that a crash left behind is used again, its leftover servers ended first.",
+    ),
+    "local:any-folder": (
+        "own decision",
+        "Root may start a fleet in a folder that is closed to other users, such as its home.",
+    ),
+    "local:private-redis": (
+        "own decision",
+        "No other user of the machine can read the private Redis.",
+    ),
+    "local:restarts": (
+        "own decision",
+        "A child that dies is started again, each time later, and anew once it has lived a minute.",
+    ),
+    "local:long-paths": (
+        "own decision",
+        "A data folder may lie deeper than a socket's path can say.",
+    ),
+    # --- shared breaker (tests/unit/test_breaker.py, tests/contract/test_breaker_store.py)
+    "breaker:opens-on-timeouts": (
+        "guide",
+        "A server's breaker opens after 10 consecutive timeouts.",
+    ),
+    "breaker:opens-on-failure-rate": (
+        "guide",
+        "A server's breaker opens when 5 % of the calls of 5 minutes failed.",
+    ),
+    "breaker:probes-after-30s": (
+        "guide",
+        "30 seconds after it opened, one call probes the server; the others wait for its verdict.",
+    ),
+    "breaker:legal-transitions": (
+        "style, habit 2",
+        "A breaker's state changes only along its table of transitions.",
+    ),
+    "breaker:generations": (
+        "reliability B2, goal 20",
+        "A late verdict of an older generation changes nothing.",
+    ),
+    "breaker:abstains": (
+        "reliability B5, goal 21",
+        "Calls that say nothing about the server never move its breaker.",
+    ),
+    "breaker:one-probe-per-lease": (
+        "reliability B4, goal 20",
+        "At most one probe per lease is out over the whole fleet; a dead prober's lease lapses.",
+    ),
+    "breaker:shared": (
+        "design D7, goal 21",
+        "What one worker process finds out about a server holds for every other.",
+    ),
+    "breaker:cheap": (
+        "reliability B6",
+        "A closed or open breaker answers from memory, and verdicts travel in groups.",
+    ),
+    "breaker:survives-cancel": (
+        "goal 16",
+        "A caller that is cancelled loses neither its verdict nor the probe's lease.",
+    ),
+    "breaker:redis-away": (
+        "reliability B7, goal 21",
+        "While Redis is away each process's own breaker protects; an open breaker stays open.",
+    ),
+    "breaker:one-clock": (
+        "reliability B1, goal 22",
+        "No worker's clock changes a breaker's decision.",
+    ),
+    "breaker:by-hand": (
+        "reliability B8",
+        "An operator can open a breaker for a time, or close it.",
+    ),
+    # --- session pool (tests/unit/test_pool.py)
+    "pool:prewarmed": (
+        "guide; goal 17",
+        "A started pool has min_idle sessions open, and lends one without opening any.",
+    ),
+    "pool:bounded": (
+        "guide; reliability P2",
+        "Sessions in all states together never exceed max_size.",
+    ),
+    "pool:fifo": (
+        "reliability P5",
+        "Waiters are served first come, first served.",
+    ),
+    "pool:refused-handover": (
+        "reliability P4, goal 16; style, habit 3",
+        "A waiter that gave up holds nothing, and what it was given goes to the next.",
+    ),
+    "pool:recycles": (
+        "guide; reliability P10",
+        "Sessions retire after max_calls or max_lifetime, their successors opened in time.",
+    ),
+    "pool:never-lends-the-unfit": (
+        "reliability P8, P11",
+        "A session that is dead, poisoned or discarded is never lent again.",
+    ),
+    "pool:keys-are-apart": (
+        "design D6; reliability P1",
+        "A session is lent only under the key it was opened for.",
+    ),
+    "pool:bounded-wait": (
+        "guide; reliability P6",
+        "A borrow that is not served in time ends with pool_timeout.",
+    ),
+    "pool:fails-fast": (
+        "reliability P9",
+        "While no session can be opened, borrowers fail at once and attempts back off.",
+    ),
+    "pool:drains": (
+        "reliability P18",
+        "A draining pool lends no more, lets borrowers finish, and ends empty.",
+    ),
+    "pool:printable": (
+        "style, habit 18",
+        "A pool prints its state, and the print is the figures.",
+    ),
+    # --- sessions (tests/contract/test_sessions.py)
+    "session:speaks-both-eras": (
+        "issue 2; reliability 0.1",
+        "A session speaks 2026-07-28 where the server does, else a revision before it.",
+    ),
+    "session:calls": (
+        "issue 2",
+        "A call over any transport returns what the tool answered, as the server wrote it.",
+    ),
+    "session:lists": (
+        "issue 2",
+        "All pages of a server's tools are listed as the server wrote them.",
+    ),
+    "session:probes": (
+        "design 5, health",
+        "A session can be asked whether its server still answers.",
+    ),
+    "session:errors-are-typed": (
+        "issue 2, bad input",
+        "A call without a result ends in an error with a stable code that says if it was dispatched.",
+    ),
+    "session:times-out": (
+        "reliability P6",
+        "No call lasts longer than its timeout, whatever the server does.",
+    ),
+    "session:cancels": (
+        "design 4, Stop; goal 9",
+        "A cancelled call is cancelled at the server, and only there.",
+    ),
+    "session:bounds-results": (
+        "issue 2, bad input; goal 25",
+        "A result over the size limit is a typed error and does not fill the memory.",
+    ),
+    "session:closes": (
+        "design 4, Stop",
+        "Closing a session says which rung of the ladder worked.",
+    ),
+    "session:last-words": (
+        "issue 2, bad input",
+        "A server that does not start is quoted: its exit code and the end of its stderr.",
+    ),
+    "session:bounded-open": (
+        "issue 2, bad input",
+        "A server that never answers, or is not there, is given up in time.",
+    ),
+    "session:dead-is-known": (
+        "reliability P8",
+        "A session whose server died is known to be dead at once.",
+    ),
+    "session:child-environment": (
+        "reliability 4.2",
+        "A child's environment is a short allow-list and what its definition declares.",
+    ),
+    "session:credentials": (
+        "design 4, step 6",
+        "A credential enters the session by environment, header or _meta, as defined.",
+    ),
+    "session:limits": (
+        "design 5, sandbox",
+        "A child is held to the memory its definition allows.",
+    ),
+    "session:http-status": (
+        "reliability 5.3, goal 26",
+        "An HTTP server's refusals are told apart by status; redirects are not followed.",
+    ),
+    "stop:whole-tree": (
+        "goal 14",
+        "A stopped session leaves no process of the server's group behind.",
+    ),
+}
+
+
+def requirement(*ids: str) -> Callable[[Test], Test]:
+    """Mark a test with the promises it checks; an unknown id is an error at import."""
+    unknown = [id_ for id_ in ids if id_ not in REQUIREMENTS]
+    if unknown or not ids:
+        raise ValueError(f"unknown requirement ids: {unknown}; add them to tests/requirements.py")
+    mark = pytest.mark.requirement(*ids)
+
+    def decorate(test: Test) -> Test:
+        return mark(test)
+
+    return decorate

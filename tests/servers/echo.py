@@ -1,0 +1,211 @@
+"""An MCP server with honest and dishonest tools; it writes down what it observes.
+
+``python echo.py`` speaks over stdio, ``python echo.py --http PORT`` over streamable HTTP at /mcp (port 0
+takes a free one and prints it on stdout). It speaks 2026-07-28 and the revisions before; with
+``--legacy`` only those before. ``--json`` answers HTTP with JSON bodies instead of event streams.
+
+``--journal PATH`` (or $JOURNAL) names a file that gets one JSON line per event:
+``{"event": "started" | "finished" | "cancelled" | "effect", "tool", "token", "pid"}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import mcp_types as types
+import uvicorn
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.stdio import stdio_server
+from mcp.shared.exceptions import MCPError
+from mcp.shared.message import SessionMessage
+
+server = MCPServer("echo", log_level="ERROR")
+journal_path: Path | None = None
+
+
+def note(event: str, tool: str, token: str) -> None:
+    """Append one event to the journal; it is in the file when this returns."""
+    if journal_path is None:
+        return
+    line = json.dumps({"event": event, "tool": tool, "token": token, "pid": os.getpid()})
+    with journal_path.open("a") as journal:
+        journal.write(line + "\n")
+
+
+async def work(tool: str, seconds: float, token: str, ctx: Context[Any, Any]) -> str:
+    """Sleep, reporting progress every 100 ms, and note how it ended."""
+    note("started", tool, token)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    try:
+        while (left := end - loop.time()) > 0:
+            await asyncio.sleep(min(0.1, left))
+            await ctx.report_progress(seconds - max(0.0, end - loop.time()), seconds)
+    except asyncio.CancelledError:
+        note("cancelled", tool, token)
+        raise
+    note("finished", tool, token)
+    return token
+
+
+@server.tool(structured_output=False)
+async def echo(text: str) -> str:
+    """Return the text."""
+    return text
+
+
+@server.tool()
+async def add(a: int, b: int) -> int:
+    """Return the sum, as structured content."""
+    return a + b
+
+
+@server.tool(structured_output=False)
+async def sleep(seconds: float, token: str, ctx: Context[Any, Any]) -> str:
+    """Sleep, reporting progress; return the token."""
+    return await work("sleep", seconds, token, ctx)
+
+
+@server.tool(structured_output=False)
+async def write(token: str, ctx: Context[Any, Any], seconds: float = 0.0) -> str:
+    """Have an effect, then sleep; return the token."""
+    note("effect", "write", token)
+    return await work("write", seconds, token, ctx)
+
+
+@server.tool(structured_output=False)
+async def fail(text: str) -> str:
+    """Fail, as a tool does."""
+    raise RuntimeError(text)
+
+
+@server.tool(structured_output=False)
+async def refuse(text: str) -> str:
+    """Fail, as a protocol does."""
+    raise MCPError(code=types.INTERNAL_ERROR, message=text)
+
+
+@server.tool(structured_output=False)
+async def crash() -> str:
+    """End the process at once."""
+    os._exit(1)
+
+
+@server.tool(structured_output=False)
+async def block(seconds: float) -> str:
+    """Hold up the whole server, deaf to everything."""
+    import time
+
+    time.sleep(seconds)
+    return "done"
+
+
+@server.tool(structured_output=False)
+async def big(size: int) -> str:
+    """Return so many bytes."""
+    return "x" * size
+
+
+@server.tool(structured_output=False)
+async def environment(name: str) -> str:
+    """Return an environment variable, empty if it is not set."""
+    return os.environ.get(name, "")
+
+
+@server.tool(structured_output=False)
+async def header(name: str, ctx: Context[Any, Any]) -> str:
+    """Return a header of the HTTP request, empty if there is none."""
+    headers = ctx.headers or {}
+    return headers.get(name, "")
+
+
+@server.tool(structured_output=False)
+async def meta(ctx: Context[Any, Any]) -> str:
+    """Return the request's _meta as JSON."""
+    return json.dumps(ctx.request_context.meta or {})
+
+
+class _LegacyOnly:
+    """A read stream that answers `server/discover` as a server does that never heard of it."""
+
+    def __init__(self, inner: Any, write: Any) -> None:
+        self._inner = inner
+        self._write = write
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __aiter__(self) -> _LegacyOnly:
+        return self
+
+    async def __aenter__(self) -> _LegacyOnly:
+        await self._inner.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> Any:
+        return await self._inner.__aexit__(*error)
+
+    async def __anext__(self) -> Any:
+        while True:
+            item = await self._inner.__anext__()
+            message = getattr(item, "message", None)
+            if not isinstance(message, types.JSONRPCRequest) or message.method != "server/discover":
+                return item
+            error = types.ErrorData(code=types.METHOD_NOT_FOUND, message="Method not found")
+            answer = types.JSONRPCError(jsonrpc="2.0", id=message.id, error=error)
+            await self._write.send(SessionMessage(answer))
+
+
+async def serve_stdio(*, legacy: bool) -> None:
+    """Serve one client on stdin and stdout."""
+    lowlevel = server._lowlevel_server
+    async with stdio_server() as (read, write):
+        stream: Any = _LegacyOnly(read, write) if legacy else read
+        await lowlevel.run(stream, write, lowlevel.create_initialization_options())
+
+
+async def serve_http(port: int, *, legacy: bool, json_answers: bool) -> None:
+    """Serve on loopback; print the port once it is bound."""
+    if legacy:
+
+        async def no_discover(_ctx: Any, _params: Any) -> Any:
+            raise MCPError(code=types.METHOD_NOT_FOUND, message="Method not found")
+
+        server._lowlevel_server.add_request_handler(
+            "server/discover", types.RequestParams, no_discover
+        )
+    app = server.streamable_http_app(json_response=json_answers)
+    listener = socket.create_server(("127.0.0.1", port))
+    print(listener.getsockname()[1], flush=True)
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    global journal_path
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--http", type=int, metavar="PORT")
+    parser.add_argument("--legacy", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--journal", type=Path, default=os.environ.get("JOURNAL"))
+    options = parser.parse_args()
+    journal_path = Path(options.journal) if options.journal else None
+    if options.http is None:
+        anyio.run(lambda: serve_stdio(legacy=options.legacy))
+    else:
+        anyio.run(
+            lambda: serve_http(options.http, legacy=options.legacy, json_answers=options.json)
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

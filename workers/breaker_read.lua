@@ -1,0 +1,2 @@
+-- Read a breaker. Keys and arguments: as in breaker_state.lua.
+return snapshot()

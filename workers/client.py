@@ -1,0 +1,139 @@
+"""The one door to the workers: send a call's message, ask for a stop, look at queues.
+
+Celery's producer is synchronous, so it has one thread of its own; what arrives while it is busy is
+sent as one batch. A message that cannot be sent is no error to the caller: the row is committed,
+and the steward sends it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
+
+from celery import Celery
+from kombu.exceptions import KombuError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from registry.database import GroupCommit
+from registry.definitions import queue_name
+from workers.celery_app import CALL_TASK, RUN_STAMP, app, fleet_queue
+from workers.signals import (
+    ENDED_CHANNEL,
+    PROGRESS_CHANNEL,
+    Signals,
+    all_figures,
+    connect,
+    queue_length,
+)
+
+__all__ = ["ENDED_CHANNEL", "PROGRESS_CHANNEL", "FleetClient", "Message"]
+
+logger = logging.getLogger("toolfleet.client")
+
+SEND_ATTEMPTS: Final = {
+    "max_retries": 1,
+    "interval_start": 0,
+    "interval_step": 0.1,
+    "interval_max": 0.1,
+}
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a worker is told about a queued call: never its arguments."""
+
+    id: str
+    run_id: str
+    tool: str
+    server_name: str
+    traceparent: str | None
+    remaining_s: float
+
+
+class FleetClient:
+    """One process's sender of messages and revokes."""
+
+    def __init__(self, redis_url: str, *, celery: Celery = app) -> None:
+        self.redis: Redis = connect(redis_url)
+        self.signals = Signals(self.redis)
+        self._celery = celery
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="celery-send")
+        self._sends: GroupCommit[Message, bool] = GroupCommit(self._send_batch)
+
+    async def send(self, message: Message) -> bool:
+        """Enqueue a committed call; False when the broker took it not (the steward will retry)."""
+        return await self._sends.add(message)
+
+    async def revoke(self, call_ids: Sequence[str]) -> None:
+        """Tell the workers to stop these calls now; a lost revoke costs time, not the stop."""
+        await self._control(
+            lambda: self._celery.control.revoke(list(call_ids), terminate=True)
+        )
+
+    async def revoke_run(self, run_id: str) -> None:
+        """Tell the workers to stop every call of a run now."""
+        await self._control(
+            lambda: self._celery.control.revoke_by_stamped_headers(
+                {RUN_STAMP: [run_id]}, terminate=True
+            )
+        )
+
+    async def queue_lengths(self, servers: Sequence[str]) -> dict[str, int]:
+        """Return the number of waiting messages for each server's queue."""
+        return {name: await queue_length(self.redis, queue_name(name)) for name in servers}
+
+    async def figures(self) -> list[str]:
+        """Return what each live worker counts, as Prometheus text."""
+        return await all_figures(self.redis)
+
+    async def close(self) -> None:
+        """Close connections and the sending thread."""
+        await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        await self.redis.aclose()
+
+    async def _control(self, broadcast: Callable[[], Any]) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, broadcast)
+        except (KombuError, RedisError, OSError) as error:
+            logger.warning("revoke not sent: %s", type(error).__name__)
+
+    async def _send_batch(self, batch: Sequence[Message]) -> list[bool]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._send_all, batch)
+
+    def _send_all(self, batch: Sequence[Message]) -> list[bool]:
+        sent = []
+        try:
+            with self._celery.producer_pool.acquire(block=True, timeout=5) as producer:
+                for message in batch:
+                    self._send_one(producer, message)
+                    sent.append(True)
+        except (KombuError, RedisError, OSError) as error:
+            logger.warning(
+                "%d messages not sent: %s", len(batch) - len(sent), type(error).__name__
+            )
+        return sent + [False] * (len(batch) - len(sent))
+
+    def _send_one(self, producer: Any, message: Message) -> None:
+        self._celery.send_task(
+            CALL_TASK,
+            args=(message.id,),
+            task_id=message.id,
+            shadow=message.tool,
+            queue=fleet_queue(queue_name(message.server_name)),
+            expires=max(message.remaining_s, 0.0),
+            argsrepr="()",
+            kwargsrepr="{}",
+            headers={"traceparent": message.traceparent} if message.traceparent else None,
+            stamped_headers=[RUN_STAMP],
+            **{RUN_STAMP: message.run_id},
+            ignore_result=True,
+            retry=True,
+            retry_policy=SEND_ATTEMPTS,
+            producer=producer,
+        )

@@ -1,0 +1,80 @@
+"""What a worker process counts, as Prometheus text that the API gathers from all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+if TYPE_CHECKING:
+    from workers.runtime import ServedVersion
+
+WAITS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30, 60)
+SIZES: Final = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 10_485_760)
+
+
+class Figures:
+    """The counters of one worker; every figure carries the server it is about."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._registry = CollectorRegistry()
+        self.calls = Counter(
+            "toolfleet_calls",
+            "Calls ended by workers, by state",
+            ("server", "state"),
+            registry=self._registry,
+        )
+        self.queue_wait = self._histogram("queue_wait_seconds", "From queued to claimed", WAITS_S)
+        self.borrow_wait = self._histogram(
+            "borrow_wait_seconds", "Wait for a warm session", WAITS_S
+        )
+        self.call = self._histogram("call_seconds", "tools/call round trip", WAITS_S)
+        self.result_bytes = self._histogram("result_bytes", "Size of results", SIZES)
+        self._sessions = Gauge(
+            "toolfleet_sessions",
+            "Sessions by state",
+            ("server", "version", "state"),
+            registry=self._registry,
+        )
+        self._waiting = Gauge(
+            "toolfleet_pool_waiting",
+            "Calls waiting for a session",
+            ("server", "version"),
+            registry=self._registry,
+        )
+        self._opened = Gauge(
+            "toolfleet_sessions_opened_total",
+            "Sessions opened since the worker started",
+            ("server", "version"),
+            registry=self._registry,
+        )
+        self._breaker = Gauge(
+            "toolfleet_breaker_state",
+            "Breaker of a server version: 0 closed, 1 half-open, 2 open",
+            ("server", "version"),
+            registry=self._registry,
+        )
+
+    def take(self, served: Sequence[ServedVersion]) -> None:
+        """Read the pools and breakers of this process."""
+        for version in served:
+            labels = (version.definition.name, version.definition.version)
+            stats = version.pool.stats()
+            for state in ("opening", "idle", "reserved", "in_use", "closing"):
+                self._sessions.labels(*labels, state).set(getattr(stats, state))
+            self._waiting.labels(*labels).set(stats.waiting)
+            self._opened.labels(*labels).set(stats.opened_total)
+            level = {"closed": 0, "half_open": 1, "open": 2}
+            self._breaker.labels(*labels).set(level[version.breaker.known.state.value])
+
+    def exposition(self) -> str:
+        """Return every figure as Prometheus text."""
+        return generate_latest(self._registry).decode()
+
+    def _histogram(self, name: str, help_: str, buckets: Sequence[float]) -> Histogram:
+        histogram = Histogram(
+            f"toolfleet_{name}", help_, ("server",), registry=self._registry, buckets=buckets
+        )
+        return histogram.labels(self._server)

@@ -1,0 +1,295 @@
+"""The story of one call, from its message to its record.
+
+    claim -> policy -> breaker -> session -> tools/call -> judge -> check and redact -> record
+
+Whatever happens on the way, a claimed call ends here in exactly one state: answered, failed,
+given back to the queue, or stopped. A cancellation (revoke, drain) ends the waiting, never the
+bookkeeping: what has to be written is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+import structlog
+
+from registry.calls import CallState, Claim, Ending
+from registry.errors import Code, FleetError
+from registry.policy import refuse_tenant
+from registry.redaction import redact, redact_text
+from registry.schemas import check_result
+from workers.aio_pool import DRAIN, TIME_LIMIT, USER, Job
+from workers.outcome import ANSWERED, STOPPED, Rerun, consequence, next_state
+from workers.runtime import LEASE_LOST, ServedVersion, WorkerRuntime
+from workers.session import Session, ToolResult
+
+logger = structlog.get_logger("toolfleet.invoke")
+
+T = TypeVar("T")
+
+RERUN_PAUSE_S: Final = 0.1
+
+
+class StopReason(StrEnum):
+    """Why a running call was cancelled; only a drain may let it run again."""
+
+    USER = USER
+    DRAIN = DRAIN
+    TIME_LIMIT = TIME_LIMIT
+    LEASE_LOST = LEASE_LOST
+
+
+@dataclass
+class Attempt:
+    """What is known so far of one claimed call."""
+
+    claim: Claim
+    deadline: float
+    """When the call must have ended, on this process's monotonic clock."""
+    dispatched: bool = False
+    dispatches: int = 0
+    session: Session | None = None
+    timings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def remaining_s(self) -> float:
+        """Return the seconds left until the deadline."""
+        return self.deadline - time.monotonic()
+
+
+async def invoke(worker: WorkerRuntime, call_id: str, job: Job) -> CallState | None:
+    """Run a call to its end; return its state, or None when it was not to be had.
+
+    ``job`` says why this coroutine is being cancelled, once it is; then `asyncio.CancelledError`
+    is raised after the record is written.
+    """
+    claim, cancelled = await to_the_end(worker.claim(call_id))
+    if claim is None:
+        return None
+    attempt = Attempt(claim, time.monotonic() + claim.remaining_s)
+    attempt.timings["queue_wait_s"] = round(claim.queue_wait_s, 6)
+    try:
+        if cancelled:
+            raise asyncio.CancelledError
+        with worker.running(claim.id, job):
+            ending = await _run(worker, attempt)
+    except asyncio.CancelledError:
+        cancelled = True
+        reason = StopReason(job.reason or DRAIN)
+        ending, _ = await to_the_end(_stopped(worker, attempt, reason))
+    except Exception as error:
+        logger.exception("call failed inside the worker", call=claim.id, tool=claim.tool)
+        ending = _ending(worker, attempt, _internal(claim, error))
+    await to_the_end(worker.finish(claim, ending))
+    if cancelled:
+        raise asyncio.CancelledError
+    return ending.state
+
+
+async def _run(worker: WorkerRuntime, attempt: Attempt) -> Ending:
+    """Dispatch until there is an answer, an error that ends the call, or no attempt left."""
+    while True:
+        try:
+            body = await _dispatch(worker, attempt)
+        except FleetError as error:
+            ending = _ending(worker, attempt, error)
+            again = consequence(error).rerun is Rerun.IF_DELIVERY_ALLOWS
+            if ending.state is not CallState.QUEUED or not again:
+                return ending
+            await asyncio.sleep(RERUN_PAUSE_S)
+        else:
+            return Ending(
+                attempt.claim.id,
+                attempt.claim.fence,
+                CallState.SUCCEEDED,
+                result=body,
+                is_error=bool(body.get("isError", False)),
+                timings=attempt.timings,
+                attempts=_attempts(attempt),
+            )
+
+
+async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> dict[str, Any]:
+    """Make the call once; return its checked and redacted result."""
+    claim = attempt.claim
+    served = await worker.served(claim.server_version_id)
+    refuse_tenant(claim.tenant_id, served.definition)
+    tool = await worker.tool(claim.tool_version_id)
+    permit = await served.breaker.allow()
+    verdict = STOPPED.verdict
+    try:
+        result = await _call(worker, served, attempt, tool.name)
+        verdict = ANSWERED.verdict
+        check_result(claim.tool, tool.output_schema, result.body)
+        body: dict[str, Any] = redact(result.body)
+        worker.figures.result_bytes.observe(result.size_bytes)
+        return body
+    except FleetError as error:
+        verdict = consequence(error).verdict
+        raise
+    finally:
+        await permit.report(verdict)
+
+
+async def _call(
+    worker: WorkerRuntime, served: ServedVersion, attempt: Attempt, name: str
+) -> ToolResult:
+    """Borrow a session and make the call through it; discard the session if it may be spoiled."""
+    claim = attempt.claim
+    waited_from = time.monotonic()
+    patience = min(served.definition.pool.borrow_timeout_s, attempt.remaining_s)
+    if patience <= 0:
+        raise _late(claim)
+    async with served.pool.borrow(served.key, timeout_s=patience) as lease:
+        attempt.timings["borrow_wait_s"] = round(lease.waited_s, 6)
+        attempt.timings["spawned"] = lease.spawned
+        worker.figures.borrow_wait.observe(time.monotonic() - waited_from)
+        timeout_s = min(claim.call_timeout_s, attempt.remaining_s)
+        if timeout_s <= 0:
+            raise _late(claim)
+        worker.refuse_without_lease()
+        attempt.session = lease.session
+        attempt.dispatched = True
+        attempt.dispatches += 1
+        started = time.monotonic()
+        try:
+            return await lease.session.call_tool(
+                name,
+                served.arguments(claim, name),
+                timeout_s=timeout_s,
+                meta=_meta(claim),
+                on_progress=worker.progress_of(claim.id),
+            )
+        except FleetError as error:
+            attempt.dispatched = getattr(error, "dispatched", True)
+            if not consequence(error).keep_session:
+                lease.discard(error.code.code)
+            raise
+        except asyncio.CancelledError:
+            lease.discard("stopped")
+            raise
+        finally:
+            attempt.timings["call_s"] = round(time.monotonic() - started, 6)
+            worker.figures.call.observe(time.monotonic() - started)
+
+
+def _ending(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Ending:
+    claim = attempt.claim
+    state = next_state(
+        error,
+        delivery=claim.delivery,
+        dispatched=attempt.dispatched,
+        attempts_left=_attempts(attempt) < worker.settings.max_attempts
+        and attempt.remaining_s > 0,
+    )
+    body = error.as_dict()
+    body["message"] = redact_text(body["message"])
+    if "details" in body:
+        body["details"] = redact(body["details"])
+    if state is CallState.OUTCOME_UNKNOWN:
+        body = _unknown(claim, body)
+    return Ending(
+        claim.id,
+        claim.fence,
+        state,
+        error=None if state is CallState.QUEUED else body,
+        timings=attempt.timings,
+        attempts=_attempts(attempt),
+    )
+
+
+async def _stopped(worker: WorkerRuntime, attempt: Attempt, reason: StopReason) -> Ending:
+    """Make sure that a cancelled call's work has stopped, and say how that was shown.
+
+    The SDK has told the server already (``notifications/cancelled``, or a closed stream); closing
+    the session then climbs the ladder to SIGKILL for a stdio child that does not go quiet.
+    """
+    claim = attempt.claim
+    if attempt.session is not None:
+        report = await attempt.session.close()
+        attempt.timings["stop"] = {"rung": report.rung, "elapsed_s": round(report.elapsed_s, 3)}
+    if reason in (StopReason.DRAIN, StopReason.LEASE_LOST):
+        again = claim.delivery.may_rerun or not attempt.dispatched
+        error = FleetError(
+            Code.WORKER_LOST,
+            f"the worker of server {claim.server_name} was stopped while {claim.tool} ran",
+        )
+        if again:
+            return Ending(
+                claim.id,
+                claim.fence,
+                CallState.QUEUED,
+                timings=attempt.timings,
+                attempts=claim.attempts - (0 if attempt.dispatched else 1),
+            )
+        return Ending(
+            claim.id,
+            claim.fence,
+            CallState.OUTCOME_UNKNOWN,
+            error=_unknown(claim, error.as_dict()),
+            timings=attempt.timings,
+        )
+    error = FleetError(
+        Code.STOPPED,
+        f"{claim.tool} was stopped"
+        + (" while it ran on the server" if attempt.dispatched else " before it was dispatched"),
+        hint="what it had done until then is done; look in the target system" * attempt.dispatched,
+        details={"reason": reason.value, "dispatched": attempt.dispatched},
+    )
+    return Ending(
+        claim.id, claim.fence, CallState.STOPPED, error=error.as_dict(), timings=attempt.timings
+    )
+
+
+def _attempts(attempt: Attempt) -> int:
+    """Return how often the call was dispatched in all: the claim counted its first time."""
+    return attempt.claim.attempts - 1 + attempt.dispatches
+
+
+def _unknown(claim: Claim, cause: dict[str, Any]) -> dict[str, Any]:
+    return FleetError(
+        Code.OUTCOME_UNKNOWN,
+        f"{claim.tool} was dispatched to server {claim.server_name} and its outcome is not known: "
+        + cause["message"],
+        hint="check in the target system whether the effect happened before you send it again",
+        details={"cause": cause["code"], **cause.get("details", {})},
+    ).as_dict()
+
+
+def _late(claim: Claim) -> FleetError:
+    return FleetError(
+        Code.DEADLINE_EXCEEDED,
+        f"the deadline of {claim.tool} passed while it waited for a session of {claim.server_name}",
+        hint="give a longer timeout_s, or a larger pool max_size",
+    )
+
+
+def _internal(claim: Claim, error: Exception) -> FleetError:
+    return FleetError(
+        Code.INTERNAL,
+        f"{claim.tool} on server {claim.server_name} failed inside the worker "
+        f"({type(error).__name__})",
+        hint="look at the worker's log; this is a defect of Toolfleet",
+    )
+
+
+def _meta(claim: Claim) -> dict[str, Any] | None:
+    return {"traceparent": claim.traceparent} if claim.traceparent else None
+
+
+async def to_the_end(awaitable: Awaitable[T]) -> tuple[T, bool]:
+    """Await something that must not be left half done; say whether a cancellation came meanwhile."""
+    task = asyncio.ensure_future(awaitable)
+    cancelled = False
+    while True:
+        try:
+            return await asyncio.shield(task), cancelled
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
+            cancelled = True

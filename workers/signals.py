@@ -1,0 +1,101 @@
+"""Hints through Redis: which calls have ended, how far the running ones are, what a process counts.
+
+A hint that is lost costs time, never truth: whoever waits reads the row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from registry.errors import Code, FleetError
+
+ENDED_CHANNEL: Final = "toolfleet:ended"
+PROGRESS_CHANNEL: Final = "toolfleet:progress:"
+FIGURES_KEY: Final = "toolfleet:figures:"
+FIGURES_LIFETIME_S: Final = 15
+PROGRESS_EVERY_S: Final = 0.1
+
+logger = logging.getLogger("toolfleet.signals")
+
+
+def connect(url: str) -> Redis:
+    """Return a Redis client whose waits are bounded; nothing is opened yet."""
+    return Redis.from_url(
+        url, socket_timeout=5, socket_connect_timeout=5, health_check_interval=15, protocol=2
+    )
+
+
+class Signals:
+    """One process's hints; every failure is logged and swallowed, because hints may be lost."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._last_progress: dict[str, float] = {}
+
+    async def ended(self, ids: Sequence[str]) -> None:
+        """Tell whoever waits that these calls have ended."""
+        if ids:
+            await self._publish(ENDED_CHANNEL, json.dumps(list(ids)))
+
+    async def progress(
+        self, call_id: str, done: float, total: float | None, message: str | None
+    ) -> None:
+        """Tell a call's listeners how far it is, at most ten times a second."""
+        now = asyncio.get_running_loop().time()
+        if now - self._last_progress.get(call_id, -1.0) < PROGRESS_EVERY_S:
+            return
+        self._last_progress[call_id] = now
+        body = {"progress": done, "total": total, "message": message}
+        await self._publish(PROGRESS_CHANNEL + call_id, json.dumps(body))
+
+    def forget(self, call_id: str) -> None:
+        """Drop what is remembered about a call that has ended."""
+        self._last_progress.pop(call_id, None)
+
+    async def figures(self, process: str, exposition: str) -> None:
+        """Leave this process's figures (Prometheus text) where the API finds them."""
+        try:
+            await self._redis.set(FIGURES_KEY + process, exposition, ex=FIGURES_LIFETIME_S)
+        except (RedisError, OSError) as error:
+            logger.warning("figures not stored: %s", type(error).__name__)
+
+    async def _publish(self, channel: str, body: str) -> None:
+        try:
+            await self._redis.publish(channel, body)
+        except (RedisError, OSError) as error:
+            logger.warning("hint on %s lost: %s", channel, type(error).__name__)
+
+
+async def queue_length(redis: Redis, queue: str) -> int:
+    """Return how many messages wait in a queue; raise `broker_unavailable`."""
+    try:
+        return int(await redis.llen(queue))
+    except (RedisError, OSError) as error:
+        raise broker_unavailable(error) from error
+
+
+async def all_figures(redis: Redis) -> list[str]:
+    """Return the figures of every live process (Prometheus text)."""
+    try:
+        keys = [key async for key in redis.scan_iter(match=FIGURES_KEY + "*", count=500)]
+        values: list[Any] = await redis.mget(keys) if keys else []
+    except (RedisError, OSError):
+        return []
+    return [value.decode() for value in values if value]
+
+
+def broker_unavailable(error: BaseException) -> FleetError:
+    """Return the error a caller sees while Redis cannot be reached."""
+    return FleetError(
+        Code.BROKER_UNAVAILABLE,
+        f"the message broker cannot be reached ({type(error).__name__})",
+        hint="check that Redis is up and TOOLFLEET_REDIS_URL is right",
+        retry_after_s=1,
+    )

@@ -1,0 +1,531 @@
+"""How a stdio MCP server is born, spoken to and put to death.
+
+`StdioTransport` is a transport in the SDK's sense: an async context manager that yields the pair of
+streams a ``ClientSession`` speaks through. It differs from the SDK's own in what a fleet needs:
+
+1. A line longer than ``max_line_bytes`` ends the transport instead of filling the memory.
+2. Invalid UTF-8, banners and other noise on stdout cost that line only, and are counted.
+3. stderr is always drained; its last `STDERR_TAIL_BYTES` are kept for error messages.
+4. Leaving takes at most two grace periods and a reap, blocks nothing but the one who leaves, runs to
+   its end even if that one is cancelled, and leaves no process of the child's group behind.
+5. A killed worker takes the child with it (Linux, where `setpriv` is installed).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import anyio
+from mcp.shared.message import SessionMessage
+from mcp_types import JSONRPCMessage, JSONRPCNotification, jsonrpc_message_adapter
+from pydantic import ValidationError
+
+from registry.definitions import Sandbox, ServerDefinition
+from registry.errors import Code, FleetError
+
+STDERR_TAIL_BYTES: Final = 4096
+DEFAULT_MAX_LINE_BYTES: Final = 10_000_000
+_QUEUE_BYTES: Final = 1 << 20  # unread lines held before the pipe is paused
+_REAP_LIMIT_S: Final = 2.0  # for the loop to notice a SIGKILL
+_EOF_LIMIT_S: Final = 0.5  # for the rest of stdout after the child has exited
+_UNSHARE_CHECK_LIMIT_S: Final = 5.0
+_INHERITED: Final = (
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
+)  # fmt: skip
+
+Rung = Literal["exited", "sigterm", "sigkill", "cancelled"]
+
+
+@dataclass(frozen=True)
+class StopReport:
+    """Which rung of the ladder ended a session, and after how many seconds.
+
+    ``exited``: the child left when its stdin closed (or had left already); ``cancelled``: there was
+    no process, the HTTP exchange was ended.
+    """
+
+    rung: Rung
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command ready to be executed: argument vector, whole environment, working directory."""
+
+    server: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(repr=False)
+    cwd: str | None = None
+
+
+def child_environment(declared: Mapping[str, str], injected: Mapping[str, str]) -> dict[str, str]:
+    """Return a child's whole environment: a short allow-list, the definition's, the credential's."""
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {**inherited, **declared, **injected}
+
+
+async def plan_launch(definition: ServerDefinition, injected_env: Mapping[str, str]) -> Launch:
+    """Turn a definition into a command line that cannot outlive or outgrow its worker.
+
+    Raises `server_unavailable` when the command does not exist or this machine cannot keep a limit
+    that the definition asks for: a limit is never silently dropped.
+    """
+    env = child_environment(definition.env, injected_env)
+    command = definition.command or ""
+    if not _executable(command, env.get("PATH", os.defpath), definition.cwd):
+        raise _unavailable(
+            definition.name,
+            f"its command {command!r} was not found",
+            "install it, or give its absolute path in the definition",
+        )
+    wrappers = await _sandbox_wrappers(definition.name, definition.sandbox)
+    if sys.platform == "linux" and (setpriv := _tool("setpriv")):
+        wrappers += [setpriv, "--pdeathsig", "KILL", "--"]
+    argv = (*wrappers, *_limit_wrappers(definition.name, definition.sandbox), command)
+    return Launch(definition.name, (*argv, *definition.args), env, definition.cwd)
+
+
+def _executable(command: str, path: str, cwd: str | None) -> bool:
+    if os.path.dirname(command):
+        return os.access(os.path.join(cwd or "", command), os.X_OK)
+    return shutil.which(command, path=path) is not None
+
+
+def _limit_wrappers(server: str, sandbox: Sandbox) -> list[str]:
+    limits = []
+    if sandbox.memory_mb is not None:
+        # RLIMIT_DATA, not RLIMIT_AS: runtimes reserve far more address space than they ever use.
+        limits.append(f"--data={sandbox.memory_mb * 1024 * 1024}")
+    if sandbox.cpu_s is not None:
+        limits.append(f"--cpu={sandbox.cpu_s}")
+    if sandbox.pids is not None:
+        limits.append(f"--nproc={sandbox.pids}")  # counted per user; root is exempt
+    if not limits:
+        return []
+    if (prlimit := _tool("prlimit")) is None:
+        raise _unavailable(
+            server,
+            "its sandbox has limits and this machine has no `prlimit`",
+            "install util-linux on the worker, or remove the limits from the definition",
+        )
+    return [prlimit, *limits, "--"]
+
+
+async def _sandbox_wrappers(server: str, sandbox: Sandbox) -> list[str]:
+    if sandbox.network:
+        return []
+    unshare = _tool("unshare")
+    if unshare is None or not await _works(unshare, "--net", "--", "true"):
+        raise _unavailable(
+            server,
+            "its sandbox forbids the network and `unshare --net` does not work here",
+            "run the worker where it may create network namespaces, or set sandbox.network: true",
+        )
+    return [unshare, "--net", "--"]
+
+
+@cache
+def _tool(name: str) -> str | None:
+    return shutil.which(name)
+
+
+async def _works(*argv: str) -> bool:
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(_UNSHARE_CHECK_LIMIT_S):
+            return await process.wait() == 0
+    except TimeoutError:
+        process.kill()
+        return False
+
+
+def _unavailable(server: str, problem: str, hint: str) -> FleetError:
+    return FleetError(
+        Code.SERVER_UNAVAILABLE, f"server {server} cannot be started: {problem}", hint=hint
+    )
+
+
+class _Child(asyncio.SubprocessProtocol):
+    """One running child: bytes in, lines out, and a death that is certain.
+
+    Callbacks only; nothing here awaits except `stop`.
+    """
+
+    def __init__(self, max_line_bytes: int, on_lost: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._max_line_bytes = max_line_bytes
+        self._on_lost = on_lost
+        self.pid = 0
+        self.exit_code: int | None = None
+        self.exited = asyncio.Event()
+        self.oversize = False
+        self.ignored_lines = 0
+        self.sent = 0
+        self.ended = False
+        self.writable = True
+        self.stopping = False
+        self._stderr = bytearray()
+        self._partial: list[bytes] = []
+        self._partial_bytes = 0
+        self._lines: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._paused = False
+        self._reader: asyncio.Future[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+
+    # -- callbacks of the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport) or hasattr(transport, "get_pid")
+        self._transport: asyncio.SubprocessTransport = transport  # type: ignore[assignment]
+        self.pid = self._transport.get_pid()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        if fd == 2:
+            self._stderr += data
+            if len(self._stderr) > 2 * STDERR_TAIL_BYTES:
+                del self._stderr[:-STDERR_TAIL_BYTES]
+        elif not (self.ended or self.stopping):
+            self._split(data)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if fd == 0:
+            self.writable = False
+            self.resume_writing()
+        if fd in (0, 1):
+            self._end()
+
+    def process_exited(self) -> None:
+        self.exit_code = self._transport.get_returncode()
+        # At once, while the group's number cannot have been given to anyone else.
+        self._signal_group(signal.SIGKILL)
+        self.exited.set()
+        # What it said last may still be in the pipe; a descendant outside the group may hold it open.
+        self._loop.call_later(_EOF_LIMIT_S, self._end)
+
+    def pause_writing(self) -> None:
+        if self._drained is None:
+            self._drained = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    # -- lines
+
+    def _split(self, data: bytes) -> None:
+        head, *rest = data.split(b"\n")
+        self._partial.append(head)
+        self._partial_bytes += len(head)
+        if self._partial_bytes > self._max_line_bytes:
+            self._overflow()
+            return
+        if not rest:
+            return
+        self._queue(b"".join(self._partial))
+        for line in rest[:-1]:
+            self._queue(line)
+        self._partial = [rest[-1]]
+        self._partial_bytes = len(rest[-1])
+        if self._queued_bytes > _QUEUE_BYTES and not self._paused:
+            self._paused = True
+            self._stdout_transport().pause_reading()
+        self._wake()
+
+    def _queue(self, line: bytes) -> None:
+        self._lines.append(line)
+        self._queued_bytes += len(line)
+
+    def _overflow(self) -> None:
+        self.oversize = True
+        self._partial.clear()
+        self._end()
+
+    def _end(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self._wake()
+            self._on_lost()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _stdout_transport(self) -> asyncio.ReadTransport:
+        return self._transport.get_pipe_transport(1)  # type: ignore[return-value]
+
+    async def next_line(self) -> bytes | None:
+        """Return the next line of stdout, or None when there will be no more."""
+        while not self._lines:
+            if self.ended:
+                return None
+            if self._paused:
+                self._paused = False
+                self._stdout_transport().resume_reading()
+            self._reader = self._loop.create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        line = self._lines.popleft()
+        self._queued_bytes -= len(line)
+        return line
+
+    def write(self, data: bytes) -> asyncio.Future[None] | None:
+        """Hand bytes to stdin; return what to wait for when the child is not reading them."""
+        if not self.writable or self.ended or self.stopping:
+            raise anyio.BrokenResourceError
+        self.sent += 1
+        self._transport.get_pipe_transport(0).write(data)  # type: ignore[union-attr]
+        return self._drained
+
+    def stderr_tail(self) -> str:
+        """Return the end of what the child wrote to stderr."""
+        return bytes(self._stderr[-STDERR_TAIL_BYTES:]).decode("utf-8", "replace").strip()
+
+    # -- death
+
+    async def stop(self, grace_s: float) -> StopReport:
+        """Close stdin, wait, SIGTERM the group, wait, SIGKILL the group; always end with the group."""
+        started = self._loop.time()
+        self.stopping = True
+        self.writable = False
+        self.resume_writing()
+        rung: Rung = "exited"
+        try:
+            if not self.exited.is_set():
+                self._close_stdin()
+            if not await self._exits_within(grace_s):
+                rung = "sigterm"
+                self._signal_group(signal.SIGTERM)
+                if not await self._exits_within(grace_s):
+                    rung = "sigkill"
+                    self._signal_group(signal.SIGKILL)
+                    await self._exits_within(_REAP_LIMIT_S)
+        finally:
+            if not self.exited.is_set():
+                self._signal_group(signal.SIGKILL)
+            self._end()
+            with suppress(PermissionError, ProcessLookupError):
+                self._transport.close()
+        return StopReport(rung, self._loop.time() - started)
+
+    def _close_stdin(self) -> None:
+        stdin: asyncio.WriteTransport | None = self._transport.get_pipe_transport(0)  # type: ignore[assignment]
+        if stdin is None:
+            return
+        if stdin.get_write_buffer_size():
+            stdin.abort()  # it does not read; a polite close would wait for it
+        else:
+            stdin.close()
+        if self._paused:
+            # A child stuck in a write to stdout cannot see that its stdin has closed.
+            self._paused = False
+            self._stdout_transport().resume_reading()
+
+    async def _exits_within(self, limit_s: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self.exited.wait()
+        return self.exited.is_set()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        # The child leads its own session, so its pid is the number of its group.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+
+class _Lines:
+    """The read stream: stdout's lines as messages; a line that is none is counted and skipped."""
+
+    def __init__(self, child: _Child) -> None:
+        self._child = child
+
+    def __aiter__(self) -> _Lines:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        while (line := await self._child.next_line()) is not None:
+            if (message := _parse(line)) is not None:
+                return SessionMessage(message)
+            self._child.ignored_lines += 1
+        raise StopAsyncIteration
+
+    async def receive(self) -> SessionMessage | Exception:
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration:
+            raise anyio.EndOfStream from None
+
+    async def aclose(self) -> None:
+        """Do nothing: the transport ends its streams."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool | None:
+        return None
+
+
+def _parse(line: bytes) -> JSONRPCMessage | None:
+    text = line.strip()
+    if not text.startswith(b"{"):
+        text = text.removeprefix(b"\xef\xbb\xbf")
+        if not text.startswith(b"{"):
+            return None
+    try:
+        return jsonrpc_message_adapter.validate_json(text, by_name=False)
+    except ValidationError:
+        pass
+    try:
+        return jsonrpc_message_adapter.validate_json(text.decode("utf-8", "replace"), by_name=False)
+    except ValidationError:
+        return None
+
+
+class _Stdin:
+    """The write stream: one line per message, with the child's own back-pressure."""
+
+    def __init__(self, child: _Child) -> None:
+        self._child = child
+
+    async def send(self, item: SessionMessage, /) -> None:
+        data = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
+        full = self._child.write(data)
+        # A notification (a cancellation, above all) must never wait for a child that stopped reading.
+        if full is not None and not isinstance(item.message, JSONRPCNotification):
+            await asyncio.shield(full)
+            if not self._child.writable:
+                raise anyio.BrokenResourceError
+
+    async def aclose(self) -> None:
+        """Do nothing: the transport ends its streams."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool | None:
+        return None
+
+
+class StdioTransport:
+    """A child process as an MCP transport; entering starts it, leaving runs the stop ladder.
+
+    ``on_lost`` is called once, from the event loop, when the child can no longer be spoken to.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        *,
+        stop_grace_s: float,
+        on_lost: Callable[[], None] = lambda: None,
+        max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+    ) -> None:
+        self._launch = launch
+        self.stop_grace_s = stop_grace_s
+        self._on_lost = on_lost
+        self._max_line_bytes = max_line_bytes
+        self._child: _Child | None = None
+        self._stopping: asyncio.Task[StopReport] | None = None
+        self.stop_report: StopReport | None = None
+
+    async def __aenter__(self) -> tuple[_Lines, _Stdin]:
+        loop = asyncio.get_running_loop()
+        try:
+            _, child = await loop.subprocess_exec(
+                lambda: _Child(self._max_line_bytes, self._on_lost),
+                *self._launch.argv,
+                env=dict(self._launch.env),
+                cwd=self._launch.cwd,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as error:
+            raise _unavailable(
+                self._launch.server, str(error), "check command, cwd and env in its definition"
+            ) from error
+        self._child = child
+        return _Lines(child), _Stdin(child)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def stop(self) -> StopReport:
+        """Run the stop ladder once, to its end; a cancelled caller stops waiting, the ladder goes on."""
+        assert self._child is not None, "the transport was never entered"
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(
+                self._child.stop(self.stop_grace_s), name=f"stop {self._launch.server}"
+            )
+            self._stopping.add_done_callback(self._stopped)
+        return await asyncio.shield(self._stopping)
+
+    def _stopped(self, task: asyncio.Task[StopReport]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self.stop_report = task.result()
+
+    async def settle(self, limit_s: float) -> None:
+        """Wait, not longer than ``limit_s``, until a child that has gone silent has exited."""
+        if self._child is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(limit_s):
+                    await self._child.exited.wait()
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child else None
+
+    @property
+    def sent(self) -> int:
+        """Return how many messages were handed to the child's stdin."""
+        return self._child.sent if self._child else 0
+
+    @property
+    def oversize(self) -> bool:
+        """Say whether a line longer than ``max_line_bytes`` ended the transport."""
+        return self._child is not None and self._child.oversize
+
+    @property
+    def ignored_lines(self) -> int:
+        """Return how many lines of stdout were not JSON-RPC."""
+        return self._child.ignored_lines if self._child else 0
+
+    def evidence(self) -> dict[str, object]:
+        """Return what the child left behind, for an error's details."""
+        if self._child is None:
+            return {}
+        facts: dict[str, object] = {}
+        if tail := self._child.stderr_tail():
+            facts["stderr"] = tail
+        if self._child.exit_code is not None:
+            facts["exit_code"] = self._child.exit_code
+        return facts

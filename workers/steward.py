@@ -1,0 +1,170 @@
+"""The steward: keeps the record's promises when messages, workers or schedules fail.
+
+It re-sends what was committed and never claimed, ends what is too late, closes the calls of dead
+workers, asks for tool lists anew, and answers raw Celery clients. Every sweep is safe to run in
+several stewards at once: rows are taken with SKIP LOCKED and every change is guarded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from celery import states
+from celery.exceptions import BackendError
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from registry import leases, submission
+from registry.database import Database
+from registry.errors import FleetError
+from registry.ingest import schedule_refresh
+from registry.runs import read_run_token
+from registry.settings import Settings
+from workers.celery_app import app
+from workers.client import FleetClient, Message
+
+logger = logging.getLogger("toolfleet.steward")
+
+SWEEP_EVERY_S: Final = 0.5
+SCHEDULE_EVERY_S: Final = 5.0
+RESEND_LIMIT: Final = 500
+
+
+class CallFailed(Exception):
+    """What `AsyncResult.get` raises for a call that did not succeed; its argument is the error."""
+
+
+class StewardRuntime:
+    """The residents of the steward process (see `workers.aio_pool.Residents`)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.database = Database(settings.database_url, pool_size=3, application="steward")
+        self.client = FleetClient(settings.redis_url)
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Start the sweeps."""
+        await self.database.check()
+        for sweep, every_s in (
+            (self.close_dead, SWEEP_EVERY_S),
+            (self.expire, SWEEP_EVERY_S),
+            (self.resend, SWEEP_EVERY_S),
+            (self.reply, SWEEP_EVERY_S),
+            (self.schedule, SCHEDULE_EVERY_S),
+        ):
+            self._spawn(self._every(every_s, sweep))
+
+    async def drain(self) -> None:
+        """Nothing to wait for: submissions are short."""
+
+    async def close(self) -> None:
+        """Stop the sweeps and close connections."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.client.close()
+        await self.database.close()
+
+    def info(self) -> dict[str, Any]:
+        """Return nothing: the steward holds no sessions."""
+        return {"server": "steward"}
+
+    # -- sweeps -----------------------------------------------------------------------------
+
+    async def close_dead(self) -> None:
+        """Close the calls of dead workers by delivery class; send again what may run again."""
+        ended, again = await leases.close_dead(self.database, self.settings.max_attempts)
+        await self.client.signals.ended(ended)
+        await self._send(again)
+        if ended or again:
+            logger.warning("dead workers: %d calls ended, %d run again", len(ended), len(again))
+
+    async def expire(self) -> None:
+        """End queued calls whose deadline has passed or whose run was cancelled."""
+        await self.client.signals.ended(await leases.expire(self.database))
+
+    async def resend(self) -> None:
+        """Send again what is queued in the record and missing from the broker.
+
+        Rows beyond the number of waiting messages have lost theirs. A message too many is
+        harmless: its claim finds the call taken.
+        """
+        age = self.settings.resend_after
+        overdue = await leases.overdue(self.database, age)
+        if not overdue:
+            return
+        waiting = await self.client.queue_lengths(list(overdue))
+        for server, queued in overdue.items():
+            missing = min(queued - waiting[server], RESEND_LIMIT)
+            if missing > 0:
+                lost = await leases.take_overdue(self.database, server, age, missing)
+                await self._send(lost)
+                logger.warning("sent %d calls of %s again", len(lost), server)
+
+    async def reply(self) -> None:
+        """Store the end of calls that raw Celery clients submitted as their tasks' results."""
+        for row in await submission.unreplied(self.database):
+            await asyncio.get_running_loop().run_in_executor(None, _store_result, row)
+            await submission.mark_replied(self.database, row["id"])
+
+    async def schedule(self) -> None:
+        """Mark the servers whose tools were not listed for a while: their workers list them."""
+        await schedule_refresh(self.database, self.settings.refresh_every)
+
+    # -- raw clients ------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        task_id: str,
+        run_token: str,
+        tool: str,
+        arguments: dict[str, Any],
+        idempotency_key: str | None,
+        timeout_s: float | None,
+    ) -> None:
+        """Commit and send a raw client's call; a second delivery of its message is the same call."""
+        run_id, tenant = read_run_token(run_token, self.settings.secret_key.get_secret_value())
+        submitted, message = await submission.submit_one(
+            self.database,
+            self.settings,
+            run_id=run_id,
+            tenant=tenant,
+            actor=f"celery:{tenant}",
+            tool=tool,
+            arguments=arguments,
+            idempotency_key=idempotency_key or f"celery:{task_id}",
+            timeout_s=timeout_s,
+            reply_to=task_id,
+        )
+        if submitted.created:
+            await self.client.send(Message(**message))
+
+    async def _send(self, unsent: list[leases.Unsent]) -> None:
+        for call in unsent:
+            await self.client.send(Message(**vars(call)))
+
+    async def _every(self, every_s: float, sweep: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await sweep()
+            except (FleetError, BackendError, KombuError, RedisError, OSError) as error:
+                logger.warning("%s: %s", getattr(sweep, "__name__", "sweep"), error)
+            await asyncio.sleep(every_s)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _store_result(row: dict[str, Any]) -> None:
+    if row["state"] == "succeeded":
+        app.backend.store_result(row["reply_to"], row["result"], states.SUCCESS)
+    else:
+        error = CallFailed(row["error"] or {"code": row["state"]})
+        state = states.REVOKED if row["state"] == "stopped" else states.FAILURE
+        app.backend.store_result(row["reply_to"], error, state)
