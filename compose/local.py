@@ -277,7 +277,7 @@ def _worker_names(server: str, count: int) -> list[str]:
 
 
 def _reachable(host: str) -> str:
-    return "127.0.0.1" if host in ("0.0.0.0", "", "::") else host
+    return "127.0.0.1" if host in {"0.0.0.0", "", "::"} else host  # noqa: S104 - it binds nothing
 
 
 def _refuse_taken_port(what: str, host: str, port: int) -> None:

@@ -100,7 +100,7 @@ class Process:
         return status
 
     async def stop(self) -> None:
-        """Signal the program, give it its grace, then kill what is left; harmless if not running."""
+        """Signal the program, give it its grace, then kill what is left; harmless if ended."""
         if self._running is None:
             return
         try:

@@ -1,1 +1,1 @@
-"""The history of the record's shape, applied by Alembic."""
+"""The schema, one step a file: `pre` before the new code runs, `post` after."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import tempfile
 import uuid
@@ -11,12 +10,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from psycopg import sql
-from redis.asyncio import Redis
+from redis import Redis
 
 from compose.embedded import EmbeddedPostgres, EmbeddedRedis
+from compose.local import LocalFleet
 from compose.migrate import upgrade_database
 from registry.database import Database
+from registry.settings import Settings
 
 TEMPLATE = "toolfleet"
 
@@ -35,13 +37,20 @@ def session_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-async def postgres_url(anyio_backend: str, session_dir: Path) -> AsyncIterator[str]:
+def servers_loop() -> Iterator[BlockingPortal]:
+    """A loop of its own for the session's servers: a test that hangs takes down only its own."""
+    with start_blocking_portal("asyncio") as portal:
+        yield portal
+
+
+@pytest.fixture(scope="session")
+def postgres_url(servers_loop: BlockingPortal, session_dir: Path) -> Iterator[str]:
     """The URL of the session's Postgres; its database `toolfleet` is the migrated template."""
     postgres = EmbeddedPostgres(session_dir, durable=False)
-    url = await postgres.start()
-    await asyncio.to_thread(upgrade_database, url)
+    url = servers_loop.call(postgres.start)
+    upgrade_database(url)
     yield url
-    await postgres.stop()
+    servers_loop.call(postgres.stop)
 
 
 @pytest.fixture
@@ -66,16 +75,25 @@ async def database(anyio_backend: str, database_url: str) -> AsyncIterator[Datab
 
 
 @pytest.fixture(scope="session")
-async def _redis(anyio_backend: str, session_dir: Path) -> AsyncIterator[EmbeddedRedis]:
+def _redis_url(servers_loop: BlockingPortal, session_dir: Path) -> Iterator[str]:
     redis = EmbeddedRedis(session_dir, durable=False)
-    await redis.start()
-    yield redis
-    await redis.stop()
+    yield servers_loop.call(redis.start)
+    servers_loop.call(redis.stop)
 
 
 @pytest.fixture
-async def redis_url(anyio_backend: str, _redis: EmbeddedRedis) -> str:
+def redis_url(_redis_url: str) -> str:
     """The URL of the session's Redis, emptied for this test."""
-    async with Redis.from_url(_redis.url) as client:
-        await client.flushall()
-    return _redis.url
+    with Redis.from_url(_redis_url) as client:
+        client.flushall()
+    return _redis_url
+
+
+@pytest.fixture(scope="module")
+async def fleet(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[LocalFleet]:
+    """A whole fleet of this test module, with no servers yet."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("fleet"), database_url="", redis_url="")
+    async with LocalFleet(settings, free_ports=True, durable=False) as fleet:
+        yield fleet

@@ -40,6 +40,34 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "A child that dies is started again, each time later, and anew once it has lived a minute.",
     ),
+    "local:one-worker-per-server": (
+        "design 2",
+        "Each registered server has its own worker processes, one unless more are asked for.",
+    ),
+    "local:one-fleet-per-folder": (
+        "own decision",
+        "A second fleet on a data folder in use is refused, and says who uses it.",
+    ),
+    "local:outside-servers": (
+        "design D11",
+        "With a database or Redis URL set, that server is used and none is started in its place.",
+    ),
+    "local:private-secrets": (
+        "own decision",
+        "Files that hold secrets are readable by their owner alone.",
+    ),
+    "local:prints-addresses": (
+        "design D11",
+        "`toolfleet up` prints where everything answers, and the key that opens it.",
+    ),
+    "command:call": (
+        "design 5",
+        "A server is registered, and one of its tools called, by commands alone.",
+    ),
+    "command:problems": (
+        "design 5",
+        "A command that is refused shows code, message and hint, and ends with status 1.",
+    ),
     "local:long-paths": (
         "own decision",
         "A data folder may lie deeper than a socket's path can say.",
@@ -161,7 +189,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "session:errors-are-typed": (
         "issue 2, bad input",
-        "A call without a result ends in an error with a stable code that says if it was dispatched.",
+        "A call without a result ends in a stable error code, and says if it was dispatched.",
     ),
     "session:times-out": (
         "reliability P6",
@@ -178,6 +206,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "session:closes": (
         "design 4, Stop",
         "Closing a session says which rung of the ladder worked.",
+    ),
+    "session:survives-noise": (
+        "reliability 5.2, goal 24",
+        "Noise on stdout or stderr never costs a call its answer.",
     ),
     "session:last-words": (
         "issue 2, bad input",
@@ -211,6 +243,70 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "goal 14",
         "A stopped session leaves no process of the server's group behind.",
     ),
+    # --- the HTTP API (tests/integration/test_api.py)
+    "api:no-route-without-key": (
+        "issue, API",
+        "No route but health answers without an API key.",
+    ),
+    "api:key-expired": ("issue, bad input", "An expired key is refused as key_expired."),
+    "api:keys": (
+        "design 5",
+        "A key is shown once, works at once, and is refused once it is revoked.",
+    ),
+    "api:operators-only": (
+        "own decision",
+        "Only operators change servers and keys, and read the metrics.",
+    ),
+    "api:tenants-are-apart": (
+        "reliability, goal on tenants",
+        "A tenant's key reaches that tenant's runs and calls alone; others do not exist for it.",
+    ),
+    "api:servers": (
+        "design 5",
+        "A server is added, versioned, refreshed and removed over HTTP; mistakes are named.",
+    ),
+    "api:runs": ("design D8", "A run shows the tools of its snapshot as a model sees them."),
+    "api:wait": (
+        "design 4, step 11",
+        "A waiting caller gets the call as the record has it, at its end or when time is over.",
+    ),
+    "api:submit-errors": (
+        "issue, bad input",
+        "A call that cannot be taken is refused with a typed error and what to do.",
+    ),
+    "api:idempotency": (
+        "design 4, step 2",
+        "One idempotency key is one call; another payload under it is refused.",
+    ),
+    "api:message-is-a-hint": (
+        "design D1",
+        "The message about a call carries its id and trace context, and no arguments.",
+    ),
+    "api:cancel": (
+        "design 4, Stop",
+        "A stop is answered with what it could still do, and the record says the same.",
+    ),
+    "api:events": (
+        "design 5",
+        "A call can be followed to its end; a listener that leaves changes nothing.",
+    ),
+    "api:problems": (
+        "design 4",
+        "Whatever is wrong with a request is told as a problem document with a stable code.",
+    ),
+    "api:broker-away": (
+        "issue, bad input",
+        "While Redis is away calls are taken, awaited and stopped all the same.",
+    ),
+    "api:store-away": (
+        "issue, bad input",
+        "While Postgres is away the API runs, says that it is not ready, and refuses with 503.",
+    ),
+    "api:metrics": (
+        "issue, API",
+        "The metrics show requests, queues, calls, workers, and each worker's own figures.",
+    ),
+    "api:documented": ("design 5", "The OpenAPI document shows every route and its body."),
 }
 
 

@@ -8,10 +8,10 @@ Invariants, cited by number in the tests:
 
 1. Only the transitions in `LEGAL` happen. Open to half-open is a reading of the store's clock.
 2. Closed admits every call and open admits none; half-open admits one probe per lease.
-3. Opening and closing begin a new, larger generation without counts. A verdict that carries another
-   generation, or a probe token that is no longer on record, changes nothing.
-4. Closed opens exactly when timeouts with no success between them reach ``consecutive_timeouts``, or
-   when the window holds ``minimum_calls`` and ``failures / calls`` reaches ``failure_rate``.
+3. Opening and closing begin a new, larger generation without counts. A verdict that carries
+   another generation, or a probe token that is no longer on record, changes nothing.
+4. Closed opens exactly when timeouts with no success between them reach ``consecutive_timeouts``,
+   or when the window holds ``minimum_calls`` and ``failures / calls`` reaches ``failure_rate``.
 5. An abstained verdict counts nowhere; a probe that abstains gives its lease back at once.
 6. A probe that succeeds closes; one that fails opens for ``open_for_s``; one that never reports
    holds up the next for no longer than ``probe_lease_s``.
@@ -24,7 +24,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from registry.definitions import BreakerDefinition
@@ -140,22 +140,22 @@ class Breaker:
         """Return the shared state, with everything this process has counted."""
         await self.flush()
         async with self._line:
-            return self._learn(await self._store.read(self.name, self._definition))
+            return await self._learn(self._store.read(self.name, self._definition))
 
     async def force_open(self, for_s: float) -> BreakerSnapshot:
         """Refuse calls fleet-wide for ``for_s`` seconds (more than 0); then a probe decides."""
         if for_s <= 0:
             raise ValueError(f"for_s is {for_s}; a breaker is forced open for a positive time")
         async with self._line:
-            return self._learn(await self._store.force(self.name, self._definition, for_s))
+            return await self._learn(self._store.force(self.name, self._definition, for_s))
 
     async def force_close(self) -> BreakerSnapshot:
         """Admit calls again fleet-wide; other processes notice within ``cache_s`` and one call."""
         async with self._line:
-            return self._learn(await self._store.force(self.name, self._definition, 0))
+            return await self._learn(self._store.force(self.name, self._definition, 0))
 
     def expire(self) -> None:
-        """Ask the store at the next call; for listeners of the channel that tells of transitions."""
+        """Ask the store at the next call; for listeners of the transitions' channel."""
         self._fresh_until = self._wait_until = float("-inf")
 
     async def count(self, generation: int, verdict: Verdict) -> None:
@@ -183,8 +183,9 @@ class Breaker:
         async with self._line:
             pending, self._pending = self._pending, {}
             for generation, tally in pending.items():
-                answer = await self._store.report(self.name, self._definition, generation, tally)
-                self._learn(answer)
+                await self._learn(
+                    self._store.report(self.name, self._definition, generation, tally)
+                )
 
     async def close(self) -> None:
         """Send what was counted and leave nothing running."""
@@ -197,42 +198,42 @@ class Breaker:
     async def _ask(self) -> Permit:
         async with self._line:
             if self._clock() >= self._fresh_until:
-                self._learn(await self._store.read(self.name, self._definition))
-            if self._known.state is BreakerState.HALF_OPEN and self._known.probe is None:
-                token = await self._take_probe()
-                if self._known.probe == token:
-                    return Permit(self, self._known.generation, token)
-            if self._known.state is BreakerState.CLOSED:
-                return Permit(self, self._known.generation)
+                await self._learn(self._store.read(self.name, self._definition))
+            known, token = self._known, None
+            if known.state is BreakerState.HALF_OPEN and known.probe is None:
+                token = secrets.token_hex(8)
+                known = await self._take_probe(token)
+            if known.state is BreakerState.CLOSED:
+                return Permit(self, known.generation)
+            if token is not None and known.probe == token:
+                return Permit(self, known.generation, token)
             raise self._refusal()
 
-    async def _take_probe(self) -> str:
-        token = secrets.token_hex(8)
+    async def _take_probe(self, token: str) -> BreakerSnapshot:
         generation = self._known.generation
         try:
-            self._learn(await self._store.take_probe(self.name, self._definition, token))
+            return await self._learn(self._store.take_probe(self.name, self._definition, token))
         except asyncio.CancelledError:
             # It may have been granted in this instant: give it back rather than let it lapse.
             self._spawn(self._settle(generation, token, Verdict.ABSTAINED))
             raise
-        return token
 
     async def _settle(self, generation: int, token: str, verdict: Verdict) -> None:
         async with self._line:
-            self._learn(
-                await self._store.settle_probe(
-                    self.name, self._definition, generation, token, verdict
-                )
+            await self._learn(
+                self._store.settle_probe(self.name, self._definition, generation, token, verdict)
             )
 
     async def _refresh(self) -> None:
         async with self._line:
-            self._learn(await self._store.read(self.name, self._definition))
+            await self._learn(self._store.read(self.name, self._definition))
 
-    def _learn(self, answer: BreakerSnapshot) -> BreakerSnapshot:
-        now = self._clock()
-        self._wait_until = now + answer.retry_after_s
-        self._fresh_until = now + min(self._cache_s, answer.retry_after_s or self._cache_s)
+    async def _learn(self, asking: Awaitable[BreakerSnapshot]) -> BreakerSnapshot:
+        # The answer is as old as the question: one that took long is not fresh for longer.
+        asked_at = self._clock()
+        answer = await asking
+        self._wait_until = asked_at + answer.retry_after_s
+        self._fresh_until = asked_at + min(self._cache_s, answer.retry_after_s or self._cache_s)
         if answer.state is not self._known.state:
             change = (self.name, self._known.state, answer.state)
             logger.warning("breaker of %s: %s -> %s", *change)
@@ -241,13 +242,14 @@ class Breaker:
 
     def _refusal(self) -> FleetError:
         wait_s = max(0.001, self._wait_until - self._clock())
-        reason = "it stopped answering; no calls are sent to it"
+        passing = "no call is sent to it"
         if self._known.state is BreakerState.HALF_OPEN:
             wait_s = min(wait_s, PROBE_POLL_S)
-            reason = "it stopped answering; one call is testing it"
+            passing = "one call is testing it"
+        state = self._known.state.replace("_", "-")
         return FleetError(
             Code.BREAKER_OPEN,
-            f"the breaker of server '{self.server}' is {self._known.state.replace('_', '-')}: {reason}",
+            f"the breaker of server '{self.server}' is {state}: {passing}",
             hint=f"send the call again in {wait_s:.1f} s, or use another server",
             retry_after_s=wait_s,
             details={"server": self.server, "state": self._known.state.value},

@@ -53,7 +53,7 @@ def connect(url: str, *, timeout_s: float = TIMEOUT_S) -> Redis:
         protocol=2,
         socket_timeout=timeout_s,
         socket_connect_timeout=timeout_s,
-        # A retried script could count the same verdicts twice; `FallbackStore` decides what is next.
+        # A retried script could count verdicts twice; `FallbackStore` decides what is next.
         retry=Retry(NoBackoff(), 0),
     )
 
@@ -155,7 +155,7 @@ class FallbackStore:
     - The local store goes on from the last shared answer: an open breaker stays open for the time
       it had left, then this process (as each other) probes for itself.
     - When the shared store is back its state counts; what was counted meanwhile is not replayed.
-    - ``away``, ``outages`` and ``local_answers`` are for metrics; each change of ``away`` is logged.
+    - ``away``, ``outages``, ``local_answers`` are for metrics; each change of ``away`` is logged.
     """
 
     def __init__(

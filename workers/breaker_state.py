@@ -1,4 +1,4 @@
-"""What a breaker is and what it decides: states, verdicts, the store's interface, a store in memory.
+"""What a breaker is and decides: states, verdicts, the store's interface, a store in memory.
 
 Pure but for the clock that `MemoryStore` is given. The invariants are in `workers.breaker`.
 """
@@ -121,7 +121,7 @@ class BreakerStore(Protocol):
     async def take_probe(
         self, name: str, definition: BreakerDefinition, token: str
     ) -> BreakerSnapshot:
-        """Lease the probe if the breaker is half-open and none is out: then ``probe`` is ``token``."""
+        """Lease the probe if half-open and none is out: then ``probe`` is ``token``."""
 
     async def settle_probe(
         self,

@@ -87,8 +87,8 @@ class FleetClient:
         """Return the number of waiting messages for each server's queue."""
         return {name: await queue_length(self.redis, queue_name(name)) for name in servers}
 
-    async def figures(self) -> list[str]:
-        """Return what each live worker counts, as Prometheus text."""
+    async def figures(self) -> dict[str, str]:
+        """Return what each live worker counts, as Prometheus text, by worker."""
         return await all_figures(self.redis)
 
     async def close(self) -> None:

@@ -187,8 +187,9 @@ class Lease(Generic[S]):
     @property
     def session(self) -> S:
         """Return the session; only while it is borrowed."""
-        assert self._entry is not None and self._entry.session is not None, "not borrowed"
-        return self._entry.session
+        session = self._entry.session if self._entry else None
+        assert session is not None, "not borrowed"
+        return session
 
     def discard(self, reason: str) -> None:
         """Have the session closed, not kept, when it is given back."""

@@ -9,7 +9,8 @@
 5. ``CallError.dispatched`` is False only where provably no byte of the request left.
 
 Cancelling the coroutine that awaits `call_tool` cancels the call at the server: the SDK sends
-``notifications/cancelled``, or closes the response stream where that is the signal (2026-07-28 HTTP).
+``notifications/cancelled``, or closes the response stream where that is the signal (HTTP of
+2026-07-28).
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ from pydantic_core import to_json
 
 from registry.definitions import ServerDefinition
 from registry.errors import Code, FleetError
-from workers.spawn import StdioTransport, StopReport, plan_launch
+from workers.launch import plan_launch
+from workers.spawn import StdioTransport, StopReport
 from workers.upstream import Wire, open_client
 
 MAX_PAGES: Final = 200
@@ -170,7 +172,7 @@ class Session:
         return session
 
     async def _keep(self) -> None:
-        """Hold the SDK's contexts open from the handshake until someone says leave (keeper task)."""
+        """Hold the SDK's contexts open until someone says leave (the keeper task)."""
         try:
             async with AsyncExitStack() as stack:
                 client = await self._connect(stack)
@@ -331,7 +333,7 @@ class Session:
         raise self._call_lost(name, dispatched, _describe(error)) from error
 
     async def _lost_by(self, error: MCPError) -> str | None:
-        """Say how the session was lost, or None when the server answered with an error of its own."""
+        """Say how the session was lost, or None when the error is the server's own answer."""
         if self._http is not None and self._http.status == 404 and self.era == "legacy":
             return "the server no longer knows the session"
         if error.code != CONNECTION_CLOSED:

@@ -81,14 +81,18 @@ async def queue_length(redis: Redis, queue: str) -> int:
         raise broker_unavailable(error) from error
 
 
-async def all_figures(redis: Redis) -> list[str]:
-    """Return the figures of every live process (Prometheus text)."""
+async def all_figures(redis: Redis) -> dict[str, str]:
+    """Return the figures of every live process (Prometheus text) by its name."""
     try:
         keys = [key async for key in redis.scan_iter(match=FIGURES_KEY + "*", count=500)]
         values: list[Any] = await redis.mget(keys) if keys else []
     except (RedisError, OSError):
-        return []
-    return [value.decode() for value in values if value]
+        return {}
+    return {
+        key.decode().removeprefix(FIGURES_KEY): value.decode()
+        for key, value in zip(keys, values, strict=True)
+        if value
+    }
 
 
 def broker_unavailable(error: BaseException) -> FleetError:

@@ -6,8 +6,8 @@ streams a ``ClientSession`` speaks through. It differs from the SDK's own in wha
 1. A line longer than ``max_line_bytes`` ends the transport instead of filling the memory.
 2. Invalid UTF-8, banners and other noise on stdout cost that line only, and are counted.
 3. stderr is always drained; its last `STDERR_TAIL_BYTES` are kept for error messages.
-4. Leaving takes at most two grace periods and a reap, blocks nothing but the one who leaves, runs to
-   its end even if that one is cancelled, and leaves no process of the child's group behind.
+4. Leaving takes at most two grace periods and a reap, blocks nothing but the one who leaves, runs
+   to its end even if that one is cancelled, and leaves no process of the child's group behind.
 5. A killed worker takes the child with it (Linux, where `setpriv` is installed).
 """
 
@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -31,18 +28,14 @@ from mcp.shared.message import SessionMessage
 from mcp_types import JSONRPCMessage, JSONRPCNotification, jsonrpc_message_adapter
 from pydantic import ValidationError
 
-from registry.definitions import Sandbox, ServerDefinition
-from registry.errors import Code, FleetError
+from workers.launch import Launch, cannot_start
 
 STDERR_TAIL_BYTES: Final = 4096
 DEFAULT_MAX_LINE_BYTES: Final = 10_000_000
 _QUEUE_BYTES: Final = 1 << 20  # unread lines held before the pipe is paused
 _REAP_LIMIT_S: Final = 2.0  # for the loop to notice a SIGKILL
 _EOF_LIMIT_S: Final = 0.5  # for the rest of stdout after the child has exited
-_UNSHARE_CHECK_LIMIT_S: Final = 5.0
-_INHERITED: Final = (
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR",
-)  # fmt: skip
+
 
 Rung = Literal["exited", "sigterm", "sigkill", "cancelled"]
 
@@ -57,105 +50,6 @@ class StopReport:
 
     rung: Rung
     elapsed_s: float
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A command ready to be executed: argument vector, whole environment, working directory."""
-
-    server: str
-    argv: tuple[str, ...]
-    env: Mapping[str, str] = field(repr=False)
-    cwd: str | None = None
-
-
-def child_environment(declared: Mapping[str, str], injected: Mapping[str, str]) -> dict[str, str]:
-    """Return a child's whole environment: a short allow-list, the definition's, the credential's."""
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return {**inherited, **declared, **injected}
-
-
-async def plan_launch(definition: ServerDefinition, injected_env: Mapping[str, str]) -> Launch:
-    """Turn a definition into a command line that cannot outlive or outgrow its worker.
-
-    Raises `server_unavailable` when the command does not exist or this machine cannot keep a limit
-    that the definition asks for: a limit is never silently dropped.
-    """
-    env = child_environment(definition.env, injected_env)
-    command = definition.command or ""
-    if not _executable(command, env.get("PATH", os.defpath), definition.cwd):
-        raise _unavailable(
-            definition.name,
-            f"its command {command!r} was not found",
-            "install it, or give its absolute path in the definition",
-        )
-    wrappers = await _sandbox_wrappers(definition.name, definition.sandbox)
-    if sys.platform == "linux" and (setpriv := _tool("setpriv")):
-        wrappers += [setpriv, "--pdeathsig", "KILL", "--"]
-    argv = (*wrappers, *_limit_wrappers(definition.name, definition.sandbox), command)
-    return Launch(definition.name, (*argv, *definition.args), env, definition.cwd)
-
-
-def _executable(command: str, path: str, cwd: str | None) -> bool:
-    if os.path.dirname(command):
-        return os.access(os.path.join(cwd or "", command), os.X_OK)
-    return shutil.which(command, path=path) is not None
-
-
-def _limit_wrappers(server: str, sandbox: Sandbox) -> list[str]:
-    limits = []
-    if sandbox.memory_mb is not None:
-        # RLIMIT_DATA, not RLIMIT_AS: runtimes reserve far more address space than they ever use.
-        limits.append(f"--data={sandbox.memory_mb * 1024 * 1024}")
-    if sandbox.cpu_s is not None:
-        limits.append(f"--cpu={sandbox.cpu_s}")
-    if sandbox.pids is not None:
-        limits.append(f"--nproc={sandbox.pids}")  # counted per user; root is exempt
-    if not limits:
-        return []
-    if (prlimit := _tool("prlimit")) is None:
-        raise _unavailable(
-            server,
-            "its sandbox has limits and this machine has no `prlimit`",
-            "install util-linux on the worker, or remove the limits from the definition",
-        )
-    return [prlimit, *limits, "--"]
-
-
-async def _sandbox_wrappers(server: str, sandbox: Sandbox) -> list[str]:
-    if sandbox.network:
-        return []
-    unshare = _tool("unshare")
-    if unshare is None or not await _works(unshare, "--net", "--", "true"):
-        raise _unavailable(
-            server,
-            "its sandbox forbids the network and `unshare --net` does not work here",
-            "run the worker where it may create network namespaces, or set sandbox.network: true",
-        )
-    return [unshare, "--net", "--"]
-
-
-@cache
-def _tool(name: str) -> str | None:
-    return shutil.which(name)
-
-
-async def _works(*argv: str) -> bool:
-    process = await asyncio.create_subprocess_exec(
-        *argv, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        async with asyncio.timeout(_UNSHARE_CHECK_LIMIT_S):
-            return await process.wait() == 0
-    except TimeoutError:
-        process.kill()
-        return False
-
-
-def _unavailable(server: str, problem: str, hint: str) -> FleetError:
-    return FleetError(
-        Code.SERVER_UNAVAILABLE, f"server {server} cannot be started: {problem}", hint=hint
-    )
 
 
 class _Child(asyncio.SubprocessProtocol):
@@ -213,7 +107,7 @@ class _Child(asyncio.SubprocessProtocol):
         # At once, while the group's number cannot have been given to anyone else.
         self._signal_group(signal.SIGKILL)
         self.exited.set()
-        # What it said last may still be in the pipe; a descendant outside the group may hold it open.
+        # Its last words may still be in the pipe, which a descendant elsewhere may hold open.
         self._loop.call_later(_EOF_LIMIT_S, self._end)
 
     def pause_writing(self) -> None:
@@ -300,7 +194,7 @@ class _Child(asyncio.SubprocessProtocol):
     # -- death
 
     async def stop(self, grace_s: float) -> StopReport:
-        """Close stdin, wait, SIGTERM the group, wait, SIGKILL the group; always end with the group."""
+        """Close stdin, wait, SIGTERM the group, wait, SIGKILL the group; nobody of it survives."""
         started = self._loop.time()
         self.stopping = True
         self.writable = False
@@ -411,7 +305,7 @@ class _Stdin:
     async def send(self, item: SessionMessage, /) -> None:
         data = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
         full = self._child.write(data)
-        # A notification (a cancellation, above all) must never wait for a child that stopped reading.
+        # A notification, above all a cancellation, never waits for a child that stopped reading.
         if full is not None and not isinstance(item.message, JSONRPCNotification):
             await asyncio.shield(full)
             if not self._child.writable:
@@ -465,7 +359,7 @@ class StdioTransport:
                 start_new_session=True,
             )
         except (OSError, ValueError) as error:
-            raise _unavailable(
+            raise cannot_start(
                 self._launch.server, str(error), "check command, cwd and env in its definition"
             ) from error
         self._child = child
@@ -480,7 +374,7 @@ class StdioTransport:
         await self.stop()
 
     async def stop(self) -> StopReport:
-        """Run the stop ladder once, to its end; a cancelled caller stops waiting, the ladder goes on."""
+        """Run the stop ladder once; a cancelled caller stops waiting, the ladder goes on."""
         assert self._child is not None, "the transport was never entered"
         if self._stopping is None:
             self._stopping = asyncio.create_task(
@@ -502,6 +396,7 @@ class StdioTransport:
 
     @property
     def pid(self) -> int | None:
+        """Return the child's process id, which is also its group's and its session's."""
         return self._child.pid if self._child else None
 
     @property

@@ -1,8 +1,8 @@
 """The HTTP client of one session: what the SDK's transport hides or leaves unbounded.
 
-1. The status and Retry-After of a refused request are kept (the SDK folds 401, 429 and 502 into one error).
+1. The status and Retry-After of a refused request are kept (the SDK makes one error of them all).
 2. A JSON body larger than ``max_body_bytes`` is cut off; compressed bodies are refused.
-3. At most `RECONNECTS_PER_CALL` event streams are opened for one call, whatever the server asks for.
+3. At most `RECONNECTS_PER_CALL` event streams are opened for one call, whatever the server says.
 4. Redirects are not followed; proxies and other settings are not taken from the environment.
 """
 

@@ -1,7 +1,7 @@
 """A process that holds a breaker and does what its standard input says; run by the breaker's tests.
 
-Each line is answered with one line of JSON: ``now S`` sets the clock, ``timeouts N`` reports
-that many at once, ``allow`` answers admitted / probe / refused, ``succeeded`` reports the last permit.
+Each line is answered with one line of JSON: ``now S`` sets the clock, ``timeouts N`` reports that
+many at once, ``allow`` answers admitted, probe or refused, ``succeeded`` reports the last permit.
 """
 
 from __future__ import annotations

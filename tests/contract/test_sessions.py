@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -112,28 +112,57 @@ async def http_server(*args: str) -> AsyncIterator[int]:
     assert process.stdout is not None
     try:
         async with asyncio.timeout(LIMIT_S):
-            yield int(await process.stdout.readline())
+            port = int(await process.stdout.readline())
+        yield port
     finally:
         if process.returncode is None:
             process.kill()
         await process.wait()
 
 
+FLAGS: dict[Kind, tuple[str, ...]] = {
+    "stdio": (),
+    "stdio-legacy": ("--legacy",),
+    "http": (),
+    "http-legacy": ("--legacy",),
+    "http-json": ("--json",),
+}
+
+
+@pytest.fixture(scope="module")
+async def http_upstreams(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[dict[str, tuple[int, Path]]]:
+    """One HTTP server of each kind for all tests; each test has sessions and tokens of its own."""
+    journals = tmp_path_factory.mktemp("journals")
+    async with AsyncExitStack() as stack:
+        yield {
+            kind: (
+                await stack.enter_async_context(
+                    http_server(*FLAGS[kind], "--journal", str(journals / kind))
+                ),
+                journals / kind,
+            )
+            for kind in KINDS
+            if kind.startswith("http")
+        }
+
+
 @pytest.fixture(params=KINDS)
-async def upstream(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Upstream]:
+async def upstream(
+    request: pytest.FixtureRequest, tmp_path: Path, http_upstreams: dict[str, tuple[int, Path]]
+) -> AsyncIterator[Upstream]:
     kind: Kind = request.param
-    journal = tmp_path / "journal"
-    args = ["--journal", str(journal)]
-    args += ["--legacy"] if kind.endswith("legacy") else ["--json"] if kind == "http-json" else []
-    if kind.startswith("stdio"):
-        upstream = Upstream(kind, stdio("echo.py", *args), journal)
-        yield upstream
-        await close_all(upstream)
+    if kind.startswith("http"):
+        port, journal = http_upstreams[kind]
+        upstream = Upstream(kind, http(port), journal)
     else:
-        async with http_server(*args) as port:
-            upstream = Upstream(kind, http(port), journal)
-            yield upstream
-            await close_all(upstream)
+        journal = tmp_path / "journal"
+        upstream = Upstream(
+            kind, stdio("echo.py", *FLAGS[kind], "--journal", str(journal)), journal
+        )
+    yield upstream
+    await close_all(upstream)
 
 
 async def close_all(upstream: Upstream) -> None:
@@ -236,6 +265,8 @@ async def test_a_probe_of_a_living_server_succeeds(upstream: Upstream) -> None:
 
 @requirement("session:times-out", "session:cancels")
 async def test_a_call_that_takes_too_long_is_cancelled_at_the_server(upstream: Upstream) -> None:
+    if upstream.kind == "http-json":
+        pytest.skip("the SDK's server does not watch for a disconnect when it answers with JSON")
     session = await upstream.open()
     with pytest.raises(CallError) as caught:
         await session.call_tool("sleep", {"seconds": 600, "token": "slow"}, timeout_s=0.5)
@@ -246,6 +277,8 @@ async def test_a_call_that_takes_too_long_is_cancelled_at_the_server(upstream: U
 
 @requirement("session:cancels")
 async def test_the_server_observes_that_a_call_was_cancelled(upstream: Upstream) -> None:
+    if upstream.kind == "http-json":
+        pytest.skip("the SDK's server does not watch for a disconnect when it answers with JSON")
     session = await upstream.open()
     call = asyncio.create_task(
         session.call_tool("sleep", {"seconds": 600, "token": "long"}, timeout_s=LIMIT_S)
@@ -306,12 +339,18 @@ async def test_a_call_on_a_closed_session_was_never_dispatched(upstream: Upstrea
 
 
 @requirement("session:errors-are-typed")
-async def test_a_server_that_dies_in_a_call_is_a_lost_session(upstream: Upstream) -> None:
-    session = await upstream.open()
-    with pytest.raises(CallError) as caught:
-        await session.call_tool("crash", {}, timeout_s=LIMIT_S)
-    assert (caught.value.code, caught.value.dispatched) == (Code.SESSION_LOST, True)
-    assert session.poisoned or not session.alive
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_server_that_dies_in_a_call_is_a_lost_session(kind: Kind) -> None:
+    async with AsyncExitStack() as stack:
+        definition = stdio("echo.py", *FLAGS[kind])
+        if kind.startswith("http"):
+            definition = http(await stack.enter_async_context(http_server(*FLAGS[kind])))
+        session = await open_session(definition)
+        with pytest.raises(CallError) as caught:
+            await session.call_tool("crash", {}, timeout_s=LIMIT_S)
+        assert (caught.value.code, caught.value.dispatched) == (Code.SESSION_LOST, True)
+        assert session.poisoned or not session.alive
+        await session.close()
 
 
 # -- stdio
@@ -369,15 +408,16 @@ async def test_a_child_killed_in_a_call_is_a_lost_session(local: Upstream) -> No
 
 
 @requirement("session:times-out")
-async def test_a_server_that_stops_reading_cannot_hold_a_call(local: Upstream) -> None:
-    session = await local.open(stop_grace_s=0.2)
-    held_up = asyncio.create_task(session.call_tool("block", {"seconds": 60}, timeout_s=LIMIT_S))
+async def test_a_server_that_stops_reading_cannot_hold_a_call() -> None:
+    session = await open_session(stdio("stubborn.py"), stop_grace_s=0.2)
+    with pytest.raises(CallError):
+        await session.call_tool("any", {}, timeout_s=0.2)  # it reads nothing from here on
     async with asyncio.timeout(LIMIT_S):
         with pytest.raises(CallError) as caught:
             # More than any pipe holds, so that writing it has to wait.
-            await session.call_tool("echo", {"text": "x" * 5_000_000}, timeout_s=1.0)
+            await session.call_tool("any", {"text": "x" * 5_000_000}, timeout_s=0.2)
+        await session.close()
     assert caught.value.code is Code.CALL_TIMEOUT
-    held_up.cancel()
 
 
 @requirement("stop:whole-tree")
@@ -469,6 +509,87 @@ async def test_a_child_cannot_use_more_memory_than_allowed() -> None:
         assert result.is_error
     finally:
         await session.close()
+
+
+@requirement("session:survives-noise")
+@pytest.mark.parametrize(
+    ("tool", "answer"),
+    [
+        ("banner", "here"),
+        ("invalid_utf8", "he\ufffdre"),
+        ("line_separator", "he\u2028re"),
+        ("crlf", "here"),
+        ("strangers", "here"),
+        ("stderr_flood", "here"),
+        ("notifications", "here"),
+        ("slices", "here"),
+    ],
+)
+async def test_noise_does_not_cost_the_answer(tool: str, answer: str) -> None:
+    session = await open_session(stdio("noisy.py"))
+    result = await session.call_tool(tool, {}, timeout_s=LIMIT_S)
+    await session.close()
+    assert result.body["content"][0]["text"] == answer
+
+
+@requirement("session:survives-noise")
+async def test_a_changed_listing_is_noticed() -> None:
+    session = await open_session(stdio("noisy.py"))
+    changed = asyncio.Event()
+    session.on_listing_changed = changed.set
+    await session.call_tool("notifications", {}, timeout_s=LIMIT_S)
+    async with asyncio.timeout(LIMIT_S):
+        await changed.wait()
+    await session.close()
+    assert session.listing_changed
+
+
+@requirement("session:bounds-results", "session:errors-are-typed")
+@pytest.mark.parametrize(
+    ("tool", "code"),
+    [
+        ("endless_line", Code.RESULT_TOO_LARGE),
+        ("not_a_result", Code.PROTOCOL_ERROR),
+        ("stdout_closed", Code.SESSION_LOST),
+    ],
+)
+async def test_an_answer_that_is_none_poisons_the_session(tool: str, code: Code) -> None:
+    session = await open_session(stdio("noisy.py"), stop_grace_s=0.2)
+    with pytest.raises(CallError) as caught:
+        await session.call_tool(tool, {}, timeout_s=LIMIT_S)
+    await session.close()
+    assert (caught.value.code, session.poisoned) == (code, True)
+
+
+@requirement("session:lists")
+async def test_all_pages_are_listed_unknown_fields_included() -> None:
+    session = await open_session(stdio("noisy.py"))
+    tools = await session.list_tools()
+    await session.close()
+    assert [tool["name"] for tool in tools] == ["tool0", "tool1", "tool2"]
+    assert all("x-kept" in tool for tool in tools)
+
+
+@requirement("session:lists")
+async def test_a_listing_that_never_ends_is_refused() -> None:
+    session = await open_session(stdio("noisy.py", "--loop"))
+    with pytest.raises(FleetError, match="repeats a cursor") as caught:
+        await session.list_tools()
+    await session.close()
+    assert caught.value.code is Code.PROTOCOL_ERROR
+
+
+@requirement("stop:whole-tree")
+async def test_sessions_come_and_go_without_leaving_a_file_or_a_task() -> None:
+    await (await open_session(stdio("noisy.py"))).close()
+
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
+
+    before = held()
+    for _ in range(5):
+        await (await open_session(stdio("noisy.py"))).close()
+    await until(lambda: held() <= before)
 
 
 # -- HTTP

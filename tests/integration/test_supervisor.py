@@ -51,7 +51,9 @@ async def test_a_killed_child_is_started_again(tmp_path: Path) -> None:
 @requirement("local:restarts")
 async def test_a_child_that_ends_at_once_backs_off(tmp_path: Path) -> None:
     states: list[State] = []
-    child = Child("worker", python("exit(3)", tmp_path), on_change=lambda it: states.append(it.state))
+    child = Child(
+        "worker", python("exit(3)", tmp_path), on_change=lambda it: states.append(it.state)
+    )
     await child.start()
     await until(lambda: State.BACKING_OFF in states)
     await child.stop()

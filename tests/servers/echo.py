@@ -1,8 +1,8 @@
 """An MCP server with honest and dishonest tools; it writes down what it observes.
 
-``python echo.py`` speaks over stdio, ``python echo.py --http PORT`` over streamable HTTP at /mcp (port 0
-takes a free one and prints it on stdout). It speaks 2026-07-28 and the revisions before; with
-``--legacy`` only those before. ``--json`` answers HTTP with JSON bodies instead of event streams.
+``python echo.py`` speaks over stdio, ``python echo.py --http PORT`` over streamable HTTP at /mcp
+(port 0 takes a free one; it is printed on stdout). It speaks 2026-07-28 and the revisions before;
+with ``--legacy`` only those before. ``--json`` answers HTTP with JSON bodies, not event streams.
 
 ``--journal PATH`` (or $JOURNAL) names a file that gets one JSON line per event:
 ``{"event": "started" | "finished" | "cancelled" | "effect", "tool", "token", "pid"}``.
@@ -15,9 +15,8 @@ import asyncio
 import json
 import os
 import socket
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import mcp_types as types
@@ -28,16 +27,15 @@ from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
 
 server = MCPServer("echo", log_level="ERROR")
-journal_path: Path | None = None
+journal: list[Path] = []  # the one file of --journal, if any
 
 
 def note(event: str, tool: str, token: str) -> None:
     """Append one event to the journal; it is in the file when this returns."""
-    if journal_path is None:
-        return
     line = json.dumps({"event": event, "tool": tool, "token": token, "pid": os.getpid()})
-    with journal_path.open("a") as journal:
-        journal.write(line + "\n")
+    for path in journal:
+        with path.open("a") as file:
+            file.write(line + "\n")
 
 
 async def work(tool: str, seconds: float, token: str, ctx: Context[Any, Any]) -> str:
@@ -146,11 +144,11 @@ class _LegacyOnly:
     def __aiter__(self) -> _LegacyOnly:
         return self
 
-    async def __aenter__(self) -> _LegacyOnly:
+    async def __aenter__(self) -> Self:
         await self._inner.__aenter__()
         return self
 
-    async def __aexit__(self, *error: Any) -> Any:
+    async def __aexit__(self, *error: object) -> Any:
         return await self._inner.__aexit__(*error)
 
     async def __anext__(self) -> Any:
@@ -191,14 +189,13 @@ async def serve_http(port: int, *, legacy: bool, json_answers: bool) -> None:
 
 def main() -> None:
     """Parse the command line and serve."""
-    global journal_path
     parser = argparse.ArgumentParser()
     parser.add_argument("--http", type=int, metavar="PORT")
     parser.add_argument("--legacy", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--journal", type=Path, default=os.environ.get("JOURNAL"))
     options = parser.parse_args()
-    journal_path = Path(options.journal) if options.journal else None
+    journal.extend([Path(options.journal)] if options.journal else [])
     if options.http is None:
         anyio.run(lambda: serve_stdio(legacy=options.legacy))
     else:
@@ -208,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,0 +1,108 @@
+"""Errors on the wire: each is an RFC 9457 problem with our code, and never an inside view."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from api.wire import encode
+from registry.errors import Code, FleetError
+
+PROBLEM: Final = "application/problem+json"
+_OF_STATUS: Final = {
+    401: Code.UNAUTHENTICATED,
+    403: Code.FORBIDDEN,
+    404: Code.NOT_FOUND,
+    413: Code.REQUEST_TOO_LARGE,
+}
+_HINTS: Final = {
+    404: "GET /openapi.json lists the routes",
+    405: "the Allow header says which methods the route takes",
+    413: "pass large data by reference",
+}
+
+
+def problem_body(error: FleetError, status: int | None = None) -> dict[str, Any]:
+    """Return an error as a problem document; ``status`` replaces the code's own."""
+    stored = error.as_dict()
+    return {
+        "type": f"urn:toolfleet:error:{error.code.code}",
+        "title": error.code.code.replace("_", " ").capitalize(),
+        "status": status or error.code.status,
+        "detail": stored.pop("message"),
+        **stored,
+    }
+
+
+def problem(
+    error: FleetError, *, status: int | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    """Return the response that tells a caller about an error."""
+    body = problem_body(error, status)
+    sent = dict(headers or {})
+    if error.retry_after_s is not None:
+        sent["retry-after"] = str(math.ceil(error.retry_after_s))
+    if body["status"] == 401:
+        sent["www-authenticate"] = "Bearer"
+    return Response(encode(body), body["status"], sent, PROBLEM)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app a problem."""
+    app.add_exception_handler(FleetError, _fleet_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _fleet_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, FleetError)
+    return problem(error)
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    # What was sent is left out: it may hold arguments and secrets.
+    problems = [_problem_of(item) for item in error.errors()]
+    first = problems[0]
+    return problem(
+        FleetError(
+            Code.INVALID_REQUEST,
+            f"the request is not valid: {first['path']}: {first['problem']}",
+            hint="correct what details lists; the schema is in GET /openapi.json",
+            details={"problems": problems},
+        )
+    )
+
+
+def _problem_of(item: dict[str, Any]) -> dict[str, str]:
+    if item["type"] == "json_invalid":
+        at = f"character {item['loc'][-1]}"
+        return {"path": "body", "problem": f"not valid JSON: {item['ctx']['error']} at {at}"}
+    return {"path": ".".join(str(part) for part in item["loc"]), "problem": item["msg"]}
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    refusal = FleetError(
+        _OF_STATUS.get(error.status_code, Code.INVALID_REQUEST),
+        str(error.detail),
+        hint=_HINTS.get(error.status_code, ""),
+    )
+    return problem(refusal, status=error.status_code, headers=dict(error.headers or {}))
+
+
+async def _unexpected(_request: Request, _error: Exception) -> Response:
+    # The server logs the exception itself; its text is nothing for a caller.
+    return problem(
+        FleetError(
+            Code.INTERNAL,
+            "the request failed for a reason inside Toolfleet",
+            hint="the log of the API process has the details",
+        )
+    )

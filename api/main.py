@@ -1,0 +1,61 @@
+"""The API process: one uvicorn server on uvloop, until a signal."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from contextlib import suppress
+from typing import Final
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from registry.settings import Settings, get_settings
+
+GRACE_S: Final = 3
+
+
+class Server(uvicorn.Server):
+    """A server that sends home whoever waits for a call's end before it closes connections."""
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._fleet_app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer every wait and end every event stream, then stop as uvicorn does."""
+        self._fleet_app.state.operations.room.dismiss()
+        await super().shutdown(sockets)
+
+
+def make_server(settings: Settings, app: FastAPI | None = None) -> Server:
+    """Return the API's server, not started, on the settings' host and port."""
+    app = app or create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.api_host,
+        port=settings.api_port,
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
+    return Server(app, config)
+
+
+def main() -> None:
+    """Serve the API until SIGTERM or SIGINT."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    with suppress(KeyboardInterrupt):
+        make_server(get_settings()).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""The verbs that every face shares: submit a call, stop it, end a run.
+
+The record is changed first; only then are the workers told. What they are told is a hint (D1): it
+leaves in the background, and a broker that is away neither fails nor delays a caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from api.waiting import Row, WaitingRoom
+from registry import calls, runs, submission
+from registry.calls import CallState, NewCall, StopAnswer, Submitted
+from registry.database import Database, GroupCommit
+from registry.errors import Code, FleetError
+from registry.runs import Run
+from registry.settings import Settings
+from registry.submission import Wish
+from registry.tenants import Actor
+from workers.client import FleetClient, Message
+
+RUN_KEPT_S: Final = 5.0
+MOST_RUNS: Final = 512
+MOST_UNTOLD: Final = 10_000
+TELL_GRACE_S: Final = 2.0
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+logger = logging.getLogger("toolfleet.api")
+
+
+class Operations:
+    """What callers can do with runs and calls, whichever face they come through."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        client: FleetClient,
+        room: WaitingRoom,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.client = client
+        self.room = room
+        self._clock = clock
+        self._runs: dict[str, tuple[float, Run]] = {}
+        self._submissions: GroupCommit[NewCall, Submitted | FleetError] = GroupCommit(
+            self._submit_batch
+        )
+        self._telling: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Give the workers a moment to be told of everything, then stop."""
+        if self._telling:
+            _, late = await asyncio.wait(self._telling, timeout=TELL_GRACE_S)
+            for task in late:
+                task.cancel()
+
+    # -- runs -------------------------------------------------------------------------------
+
+    async def start_run(
+        self, actor: Actor, *, tenant: str | None, servers: Sequence[str] | None
+    ) -> Run:
+        """Start a run; raise `forbidden` when a tenant's key names another tenant."""
+        if actor.tenant is not None and tenant not in (None, actor.tenant):
+            raise FleetError(
+                Code.FORBIDDEN,
+                f"the key {actor.name!r} acts for tenant {actor.tenant!r}, not for {tenant!r}",
+                hint="leave tenant out, or use that tenant's key",
+            )
+        return await runs.start_run(
+            self.database,
+            tenant=actor.tenant or tenant or "default",
+            actor=label(actor),
+            lifetime=self.settings.run_lifetime,
+            servers=servers,
+        )
+
+    async def get_run(self, actor: Actor, run_id: str) -> Run:
+        """Return a run as the record has it; raise `unknown_run`."""
+        return await runs.get_run(self.database, _run_id(run_id), tenant=actor.tenant)
+
+    async def end_run(self, actor: Actor, run_id: str, *, cancel: bool) -> dict[StopAnswer, int]:
+        """Close a run, or cancel it with its unfinished calls; return how those took it."""
+        _, unfinished = await runs.end_run(
+            self.database, _run_id(run_id), cancel=cancel, actor=label(actor), tenant=actor.tenant
+        )
+        self._runs.pop(run_id, None)
+        if not cancel:
+            return {}
+        answers = await calls.stop(
+            self.database, unfinished, actor=label(actor), reason="run_cancelled"
+        )
+        self._tell_stopped(answers)
+        if StopAnswer.STOP_REQUESTED in answers.values():
+            self._tell(self.client.revoke_run(run_id))
+        return Counter(answers.values())
+
+    # -- calls ------------------------------------------------------------------------------
+
+    async def submit(self, actor: Actor, run_id: str, wish: Wish, *, wait_s: float = 0) -> Row:
+        """Commit a call and send it; return its row when it has ended or ``wait_s`` is over.
+
+        A known idempotency key gives the earlier call. Raises what `submission.prepare` and
+        `registry.calls.submit` raise; once the call is committed nothing is raised any more.
+        """
+        run = await self._open_run(actor, run_id)
+        call = submission.prepare(run, wish, self.settings)
+        with self.room.expect(call.id) as hint:
+            submitted = await self._commit(call)
+            if submitted.created:
+                self._tell(self._send(call))
+            try:
+                if not submitted.created:
+                    row = await self.room.wait(submitted.id, wait_s)
+                elif wait_s > 0:
+                    row = await self.room.wait_for(call.id, hint, wait_s)
+                else:
+                    row = await self.room.read(call.id)
+            except FleetError as error:
+                # Saying "try again" now would make two calls of one.
+                logger.warning("call %s is committed and cannot be read: %s", call.id, error)
+                row = None
+        return row or _as_committed(call, submitted)
+
+    async def get_call(self, actor: Actor, call_id: str, *, wait_s: float = 0) -> Row:
+        """Return a call's row, awaiting its end for ``wait_s``; raise `unknown_call`."""
+        row = await self.room.read(call_id) if _ID.fullmatch(call_id) else None
+        if row is None or actor.tenant not in (None, row["tenant_id"]):
+            raise _unknown_call(call_id)
+        if wait_s > 0 and not CallState(row["state"]).final:
+            row = await self.room.wait(call_id, wait_s) or row
+        return row
+
+    async def stop_call(self, actor: Actor, call_id: str) -> tuple[StopAnswer, Row]:
+        """Ask a call to stop; return what that means and its row after it."""
+        if not _ID.fullmatch(call_id):
+            raise _unknown_call(call_id)
+        answers = await calls.stop(
+            self.database, [call_id], actor=label(actor), tenant=actor.tenant
+        )
+        if call_id not in answers:
+            raise _unknown_call(call_id)
+        self._tell_stopped(answers)
+        if answers[call_id] is StopAnswer.STOP_REQUESTED:
+            self._tell(self.client.revoke([call_id]))
+        return answers[call_id], await self.get_call(actor, call_id)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    async def _open_run(self, actor: Actor, run_id: str) -> Run:
+        """Return a run that was open a moment ago: the insert itself asks whether it still is."""
+        kept_until, run = self._runs.get(run_id, (0.0, None))
+        if run is None or kept_until <= self._clock():
+            run = await runs.get_run(self.database, _run_id(run_id))
+            if len(self._runs) >= MOST_RUNS:
+                self._runs.clear()
+            if run.state == "open" and not run.expired:
+                self._runs[run_id] = (self._clock() + RUN_KEPT_S, run)
+        if actor.tenant not in (None, run.tenant):
+            raise _unknown_run(run_id)
+        return run
+
+    async def _commit(self, call: NewCall) -> Submitted:
+        try:
+            outcome = await self._submissions.add(call)
+        except FleetError as error:
+            if error.code is not Code.STORE_UNAVAILABLE:
+                raise
+            # The connection may have gone between the commit and its confirmation.
+            raise FleetError(
+                error.code,
+                error.message,
+                hint=f"before you send it again, ask GET /v1/calls/{call.id} whether it is stored, "
+                "or send an idempotency key",
+                retry_after_s=error.retry_after_s,
+                details={"call_id": call.id},
+            ) from error
+        if isinstance(outcome, FleetError):
+            self._runs.pop(call.run_id, None)
+            raise outcome
+        return outcome
+
+    async def _submit_batch(self, batch: Sequence[NewCall]) -> Sequence[Submitted | FleetError]:
+        return await calls.submit(self.database, batch)
+
+    async def _send(self, call: NewCall) -> None:
+        await self.client.send(Message(**submission.message_of(call, call.id)))
+
+    def _tell_stopped(self, answers: dict[str, StopAnswer]) -> None:
+        stopped = [
+            id_ for id_, answer in answers.items() if answer is StopAnswer.STOPPED_BEFORE_DISPATCH
+        ]
+        if stopped:
+            self._tell(self.client.signals.ended(stopped))
+
+    def _tell(self, telling: Coroutine[Any, Any, None]) -> None:
+        """Tell the workers in the background; when too much is untold, the steward will."""
+        if len(self._telling) >= MOST_UNTOLD:
+            telling.close()
+            return
+        task = asyncio.create_task(telling)
+        self._telling.add(task)
+        task.add_done_callback(self._told)
+
+    def _told(self, task: asyncio.Task[None]) -> None:
+        self._telling.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("the workers could not be told", exc_info=error)
+
+
+def label(actor: Actor) -> str:
+    """Return how the audit names who asked."""
+    return f"key:{actor.key_id}"
+
+
+def _run_id(text: str) -> str:
+    if not _ID.fullmatch(text):
+        raise _unknown_run(text)
+    return text
+
+
+def _unknown_run(run_id: str) -> FleetError:
+    return FleetError(Code.UNKNOWN_RUN, f"there is no run {run_id}", hint="start a run first")
+
+
+def _unknown_call(call_id: str) -> FleetError:
+    return FleetError(
+        Code.UNKNOWN_CALL,
+        f"there is no call {call_id}",
+        hint="use the id that the submission returned",
+    )
+
+
+def _as_committed(call: NewCall, submitted: Submitted) -> Row:
+    """Return what is known of a call that is committed while its row cannot be read."""
+    return {
+        "id": submitted.id,
+        "run_id": call.run_id,
+        "tenant_id": call.tenant_id,
+        "tool": call.tool,
+        "server_name": call.server_name,
+        "state": CallState.QUEUED.value,
+        "delivery": call.delivery.value,
+        "attempts": 0,
+        "deadline_at": submitted.deadline_at,
+    }

@@ -1,0 +1,217 @@
+"""What goes over HTTP: request bodies, JSON strict on the way in, and rows as callers see them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.datastructures import Headers
+from starlette.responses import Response
+
+from registry.calls import CallState
+from registry.errors import Code, FleetError
+from registry.runs import Run
+
+_WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,9})"?')
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
+_LONGEST_KEY: Final = 255
+
+Label = Annotated[
+    str, StringConstraints(min_length=1, max_length=_LONGEST_KEY, pattern=r"^[^\x00-\x1f\x7f]*$")
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class StartRun(_Body):
+    """A run to start: the tenant (an operator may name any) and the servers it may see (all)."""
+
+    tenant: Label | None = None
+    servers: list[str] | None = None
+
+
+class SubmitCall(_Body):
+    """A call to submit: a tool of the run by its model-facing name, and its arguments."""
+
+    tool: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    idempotency_key: Label | None = None
+    timeout_s: float | None = Field(default=None, gt=0)
+
+
+class CreateKey(_Body):
+    """An API key to create; a key of role `tenant` acts for that tenant alone."""
+
+    name: Label
+    role: Literal["operator", "tenant"]
+    tenant: Label | None = None
+    lifetime_s: float | None = Field(default=None, gt=0, le=timedelta(days=3650).total_seconds())
+
+
+def encode(value: Any) -> bytes:
+    """Return JSON; instants become ISO 8601, lone surrogates stay escaped."""
+    return json.dumps(value, separators=(",", ":"), default=_instant).encode()
+
+
+def _instant(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no place in an answer")
+
+
+def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a JSON response."""
+    return Response(encode(value), status, headers, "application/json")
+
+
+class StrictRequest(Request):
+    """A request whose JSON body may not say one thing twice, nor NaN."""
+
+    async def json(self) -> Any:
+        """Return the body; raise `JSONDecodeError` for whatever is wrong with it."""
+        body = await self.body()
+        try:
+            return json.loads(body, object_pairs_hook=_object, parse_constant=_no_constant)
+        except json.JSONDecodeError:
+            raise
+        except (ValueError, RecursionError) as error:
+            what = str(error) if type(error) is ValueError else "too deep, or not UTF-8"
+            raise json.JSONDecodeError(what, "", 0) from error
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body as a `StrictRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler that sees the strict request."""
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice in one object")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def preferred_wait(headers: Headers, longest: timedelta) -> int | None:
+    """Return the seconds of ``Prefer: wait=N`` (RFC 7240), at most ``longest``; None without it.
+
+    As the RFC has it, a preference that is not understood is ignored, and the first one counts.
+    """
+    for value in headers.getlist("prefer"):
+        for preference in value.split(","):
+            found = _WAIT.fullmatch(preference.split(";")[0].strip().lower())
+            if found:
+                return min(int(found[1]), int(longest.total_seconds()))
+    return None
+
+
+def applied(wait_s: int | None) -> dict[str, str]:
+    """Return the header that says which preference was honoured."""
+    return {} if wait_s is None else {"preference-applied": f"wait={wait_s}"}
+
+
+def traceparent(headers: Headers) -> str | None:
+    """Return the caller's W3C trace context; one that is not valid counts as none."""
+    value = headers.get("traceparent", "")
+    return value if _TRACEPARENT.fullmatch(value) else None
+
+
+def idempotency_key(headers: Headers, in_body: str | None) -> str | None:
+    """Return the idempotency key of header or body; raise `invalid_request` where they differ."""
+    in_header = headers.get("idempotency-key")
+    if in_header is None:
+        return in_body
+    key = in_header.strip()
+    if len(key) > 1 and key[0] == key[-1] == '"':
+        key = key[1:-1]  # the header's draft makes it a quoted string; many clients send it bare
+    if not 0 < len(key) <= _LONGEST_KEY or in_body not in (None, key):
+        raise FleetError(
+            Code.INVALID_REQUEST,
+            "the Idempotency-Key header is empty, too long, or not the body's idempotency_key",
+            hint=f"send one key of at most {_LONGEST_KEY} characters, in either place",
+        )
+    return key
+
+
+def call_body(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call as callers see it."""
+    return {
+        "id": row["id"],
+        "run_id": row["run_id"],
+        "tool": row["tool"],
+        "server": row["server_name"],
+        "state": row["state"],
+        "is_error": row.get("is_error"),
+        "result": row.get("result"),
+        "error": row.get("error"),
+        "delivery": row["delivery"],
+        "attempts": row["attempts"],
+        "created_at": row.get("created_at"),
+        "started_at": row.get("started_at"),
+        "ended_at": row.get("ended_at"),
+        "deadline_at": row["deadline_at"],
+        "stop_requested_at": row.get("stop_requested_at"),
+        "timings": row.get("timings"),
+    }
+
+
+def call_answer(row: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """Return 200 with a call that has ended, else 202 with where to ask for it."""
+    sent = dict(headers or {})
+    if CallState(row["state"]).final:
+        return answer(call_body(row), 200, sent)
+    return answer(call_body(row), 202, {**sent, "location": f"/v1/calls/{row['id']}"})
+
+
+def run_body(run: Run) -> dict[str, Any]:
+    """Return a run as callers see it, its tools as a model sees them."""
+    return {
+        "id": run.id,
+        "tenant": run.tenant,
+        "state": "expired" if run.state == "open" and run.expired else run.state,
+        "snapshot": run.snapshot,
+        "created_at": run.created_at,
+        "expires_at": run.expires_at,
+        "ended_at": run.ended_at,
+        "tools": tool_bodies(run),
+    }
+
+
+def tool_bodies(run: Run) -> Sequence[dict[str, Any]]:
+    """Return a run's tools as the Model Context Protocol writes them."""
+    bodies = []
+    for tool in run.tools.values():
+        body: dict[str, Any] = {
+            "name": tool.name,
+            "description": tool.description,
+            "inputSchema": tool.input_schema,
+        }
+        if tool.output_schema is not None:
+            body["outputSchema"] = tool.output_schema
+        if tool.annotations is not None:
+            body["annotations"] = tool.annotations
+        bodies.append(body)
+    return bodies

@@ -1,0 +1,95 @@
+"""What the command line says to the API: one request, its JSON or its problem."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+
+from compose.data_folder import DataFolder
+from registry.settings import get_settings
+
+REQUEST_TIMEOUT_S = 75.0
+
+
+class AskError(Exception):
+    """A request that failed: the API's code, message and hint, or ours when it was not reached."""
+
+    def __init__(self, code: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+
+class ApiClient:
+    """The API at ``url``, asked as the holder of ``key``."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url = url
+        self._http = httpx2.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=REQUEST_TIMEOUT_S,
+        )
+
+    def ask(
+        self,
+        method: str,
+        *path: str,
+        body: Any = None,
+        query: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Any:
+        """Return the answer's JSON (None when it has none); raise `AskError` for a problem."""
+        where = "/v1/" + "/".join(quote(part, safe="") for part in path)
+        try:
+            response = self._http.request(
+                method, where, json=body, params=query or {}, headers=headers
+            )
+        except httpx2.HTTPError as error:
+            raise AskError(
+                "unreachable",
+                f"no answer from {self._url} ({type(error).__name__})",
+                "start a fleet with `toolfleet up`, or set TOOLFLEET_URL",
+            ) from error
+        if response.is_success:
+            return response.json() if response.content else None
+        raise _problem(response)
+
+
+def find_fleet() -> ApiClient:
+    """Return the client of TOOLFLEET_URL, else of the fleet that runs on the data folder.
+
+    The key is TOOLFLEET_KEY, else the local operator's.
+    """
+    folder = DataFolder(get_settings().data_dir)
+    facts = folder.read_facts()
+    url = os.environ.get("TOOLFLEET_URL") or (facts.api_url if facts else "")
+    if not url:
+        raise AskError(
+            "no_fleet",
+            f"no fleet runs on {folder.path}",
+            "start one with `toolfleet up`, or set TOOLFLEET_URL and TOOLFLEET_KEY",
+        )
+    key_file = Path(facts.operator_key_file) if facts else folder.operator_key_file
+    key = os.environ.get("TOOLFLEET_KEY") or (
+        key_file.read_text().strip() if key_file.exists() else ""
+    )
+    if not key:
+        raise AskError("no_key", "there is no API key to ask with", "set TOOLFLEET_KEY")
+    return ApiClient(url, key)
+
+
+def _problem(response: httpx2.Response) -> AskError:
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return AskError("internal", f"the API answered {response.status_code} without a problem")
+    message = body.get("detail") or body.get("message") or body.get("title") or "no message"
+    return AskError(str(body.get("code", "internal")), str(message), str(body.get("hint") or ""))

@@ -1,0 +1,128 @@
+"""The `toolfleet` command: run the fleet's processes, and ask a running fleet.
+
+Each command imports what it needs when it runs, so that `toolfleet --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compose import asking
+
+app = typer.Typer(
+    name="toolfleet",
+    help="Durable tool calls for LLM agents: a fleet of MCP servers behind queues.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+asking.add_to(app)
+
+
+@app.command()
+def up(
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="Take any free ports for API and Flower.")
+    ] = False,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where data, secrets and logs live (TOOLFLEET_DATA_DIR).")
+    ] = None,
+    workers: Annotated[
+        list[str] | None, typer.Option(help="SERVER=N: run N workers for a server.")
+    ] = None,
+) -> None:
+    """Run a whole fleet on this machine until Ctrl-C; a second Ctrl-C hastens the end."""
+    from compose.up import run_up
+
+    sys.exit(run_up(free_ports=free_ports, data_dir=data_dir, workers=_counts(workers or [])))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def demo(context: typer.Context) -> None:
+    """Start a fleet with demo servers and show what it does to their calls."""
+    from compose.demo.main import run
+
+    sys.exit(run(context.args))
+
+
+@app.command()
+def api() -> None:
+    """Serve the HTTP and MCP API."""
+    from api.main import main as serve
+
+    serve()
+
+
+@app.command()
+def worker(server: Annotated[str, typer.Argument(help="The server whose queue to serve.")]) -> None:
+    """Run the calls of one server's queue."""
+    from registry.errors import FleetError
+    from workers.process import run_worker
+
+    try:
+        sys.exit(run_worker(server))
+    except FleetError as error:
+        sys.exit(f"toolfleet worker {server}: {error.message}. {error.hint}")
+
+
+@app.command()
+def steward() -> None:
+    """Send again what was lost, end what is late, close the calls of dead workers."""
+    from workers.process import run_steward
+
+    sys.exit(run_steward())
+
+
+@app.command()
+def flower() -> None:
+    """Show Celery's view of the fleet on a web page (Flower), on this machine only."""
+    from compose.flower import run_flower
+
+    run_flower()
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database of TOOLFLEET_DATABASE_URL to this release's shape."""
+    from compose.migrate import upgrade_database
+    from registry.settings import get_settings
+
+    url = get_settings().database_url
+    if not url:
+        sys.exit("toolfleet migrate: set TOOLFLEET_DATABASE_URL; `toolfleet up` migrates its own")
+    upgrade_database(url)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure what the fleet adds to a call, on this machine (needs the source tree)."""
+    import runpy
+
+    script = Path(__file__).parents[1] / "tests" / "bench" / "run.py"
+    if not script.exists():
+        sys.exit(f"toolfleet bench: the benchmark is part of the source tree; there is no {script}")
+    sys.argv = [str(script), *context.args]
+    runpy.run_path(str(script), run_name="__main__")
+
+
+def _counts(pairs: list[str]) -> dict[str, int]:
+    counts = {}
+    for pair in pairs:
+        server, _, count = pair.partition("=")
+        if not server or not count.isdigit() or int(count) < 1:
+            raise typer.BadParameter(f"{pair!r} is not SERVER=N", param_hint="--workers")
+        counts[server] = int(count)
+    return counts
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `toolfleet` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
