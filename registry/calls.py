@@ -7,6 +7,7 @@ Invariants:
  4. A call with a stop request, past its deadline or of a cancelled run is never claimed.
 
 Statements take JSON arrays, so that callers who arrive together share a round trip and a commit.
+Arguments and results travel in them as text: `json_to_recordset` would refuse a NUL within.
 Postgres' clock decides every instant.
 """
 
@@ -147,13 +148,12 @@ class Ending:
     attempts: int | None = None
 
 
-_SUBMIT = text(
-    """
+_SUBMIT: Final = """
     WITH wanted AS (
-        SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
+        SELECT * FROM json_to_recordset(CAST(%(rows)s AS json)) AS r(
             id text, run_id text, tenant_id text, actor text, tool text, server_name text,
             server_version_id bigint, tool_version_id bigint, delivery text,
-            call_timeout_s double precision, arguments json, arguments_digest text,
+            call_timeout_s double precision, arguments text, arguments_digest text,
             deadline_s double precision, idempotency_key text, traceparent text, reply_to text)
     ), inserted AS (
         INSERT INTO calls (
@@ -161,7 +161,7 @@ _SUBMIT = text(
             delivery, call_timeout_s, arguments, arguments_digest, idempotency_key, traceparent,
             reply_to, deadline_at)
         SELECT w.id, w.run_id, w.tenant_id, w.actor, w.tool, w.server_name, w.server_version_id,
-            w.tool_version_id, w.delivery, w.call_timeout_s, w.arguments, w.arguments_digest,
+            w.tool_version_id, w.delivery, w.call_timeout_s, CAST(w.arguments AS json), w.arguments_digest,
             w.idempotency_key, w.traceparent, w.reply_to,
             clock_timestamp() + make_interval(secs => w.deadline_s)
         FROM wanted w
@@ -176,7 +176,6 @@ _SUBMIT = text(
     )
     SELECT id, deadline_at FROM inserted
     """
-)
 
 _EXISTING = text(
     """
@@ -191,18 +190,17 @@ _RUN_STATES = text(
     "SELECT id, state, expires_at <= now() AS expired FROM runs WHERE id = ANY(:ids)"
 )
 
-_CLAIM = text(
-    """
+_CLAIM: Final = """
     WITH claimed AS (
-        UPDATE calls c SET state = 'running', worker_id = :worker, fence = c.fence + 1,
+        UPDATE calls c SET state = 'running', worker_id = %(worker)s, fence = c.fence + 1,
             attempts = c.attempts + 1, started_at = clock_timestamp()
         FROM runs r
-        WHERE c.id = ANY(:ids) AND c.state = 'queued' AND c.stop_requested_at IS NULL
+        WHERE c.id = ANY(%(ids)s) AND c.state = 'queued' AND c.stop_requested_at IS NULL
             AND c.deadline_at > clock_timestamp() AND r.id = c.run_id AND r.state <> 'cancelled'
         RETURNING c.*
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
-        SELECT tenant_id, :worker, 'call.running', run_id, id, jsonb_build_object('fence', fence)
+        SELECT tenant_id, %(worker)s, 'call.running', run_id, id, jsonb_build_object('fence', fence)
         FROM claimed
     )
     SELECT id, fence, run_id, tenant_id, actor, tool, server_name, server_version_id,
@@ -211,16 +209,14 @@ _CLAIM = text(
         EXTRACT(EPOCH FROM started_at - queued_at)::double precision AS queue_wait_s
     FROM claimed
     """
-)
 
-_FINISH = text(
-    """
+_FINISH: Final = """
     WITH wanted AS (
-        SELECT * FROM json_to_recordset(CAST(:rows AS json)) AS r(
-            id text, fence bigint, state text, result json, is_error boolean, error jsonb,
+        SELECT * FROM json_to_recordset(CAST(%(rows)s AS json)) AS r(
+            id text, fence bigint, state text, result text, is_error boolean, error jsonb,
             timings jsonb, attempts integer)
     ), ended AS (
-        UPDATE calls c SET state = w.state, result = w.result, is_error = w.is_error,
+        UPDATE calls c SET state = w.state, result = CAST(w.result AS json), is_error = w.is_error,
             error = w.error, timings = w.timings,
             attempts = COALESCE(w.attempts, c.attempts),
             worker_id = CASE WHEN w.state = 'queued' THEN NULL ELSE c.worker_id END,
@@ -228,19 +224,18 @@ _FINISH = text(
             sent_at = CASE WHEN w.state = 'queued' THEN clock_timestamp() ELSE c.sent_at END,
             ended_at = CASE WHEN w.state = 'queued' THEN NULL ELSE clock_timestamp() END
         FROM wanted w
-        WHERE c.id = w.id AND c.fence = w.fence AND c.state = 'running' AND c.worker_id = :worker
+        WHERE c.id = w.id AND c.fence = w.fence AND c.state = 'running' AND c.worker_id = %(worker)s
         RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state, c.fence, c.is_error, c.error,
             c.timings
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
-        SELECT tenant_id, :worker, 'call.' || state, run_id, id,
+        SELECT tenant_id, %(worker)s, 'call.' || state, run_id, id,
             jsonb_strip_nulls(jsonb_build_object('tool', tool, 'fence', fence, 'is_error', is_error,
                 'code', error ->> 'code', 'timings', timings))
         FROM ended
     )
     SELECT id FROM ended
     """
-)
 
 _STOP = text(
     """
@@ -269,12 +264,12 @@ _STOP = text(
     """
 )
 
-_COLUMNS = """
+_COLUMNS: Final = """
     id, run_id, tenant_id, actor, tool, server_name, state, delivery, attempts, is_error, result,
     error, timings, idempotency_key, created_at, started_at, ended_at, deadline_at,
     stop_requested_at, stop_reason, server_version_id, tool_version_id, worker_id
 """
-_READ = text(f"SELECT {_COLUMNS} FROM calls WHERE id = ANY(:ids)")  # noqa: S608 - a constant
+_READ: Final = f"SELECT {_COLUMNS} FROM calls WHERE id = ANY(%(ids)s)"  # noqa: S608 - a constant
 
 
 async def submit(database: Database, batch: Sequence[NewCall]) -> list[Submitted | FleetError]:
@@ -284,26 +279,32 @@ async def submit(database: Database, batch: Sequence[NewCall]) -> list[Submitted
     `idempotency_mismatch`; a run that is not open gives `run_closed`, `run_cancelled` or
     `run_expired`.
     """
-    rows = to_json([{**vars(call), "delivery": call.delivery.value} for call in batch])
-    async with database.transaction() as connection:
-        inserted = {
-            row.id: row.deadline_at
-            for row in (await connection.execute(_SUBMIT, {"rows": rows})).all()
-        }
-        refused = [call for call in batch if call.id not in inserted]
-        known: dict[tuple[str, str], dict[str, Any]] = {}
-        run_states: dict[str, dict[str, Any]] = {}
-        if refused:
-            keys = [
-                {"tenant_id": call.tenant_id, "idempotency_key": call.idempotency_key}
-                for call in refused
-                if call.idempotency_key
-            ]
+    rows = to_json(
+        [
+            {
+                **vars(call),
+                "delivery": call.delivery.value,
+                "arguments": to_json(call.arguments),
+            }
+            for call in batch
+        ]
+    )
+    answer = await database.statement(_SUBMIT, rows=rows)
+    inserted: dict[str, datetime] = {row["id"]: row["deadline_at"] for row in answer}
+    known: dict[tuple[str, str], dict[str, Any]] = {}
+    run_states: dict[str, dict[str, Any]] = {}
+    if refused := [call for call in batch if call.id not in inserted]:
+        keys = [
+            {"tenant_id": call.tenant_id, "idempotency_key": call.idempotency_key}
+            for call in refused
+            if call.idempotency_key
+        ]
+        runs = [call.run_id for call in refused]
+        async with database.transaction() as connection:
             existing = await connection.execute(_EXISTING, {"keys": to_json(keys)})
-            known = {(row["tenant_id"], row["idempotency_key"]): dict(row) for row in existing.mappings()}
-            states = await connection.execute(
-                _RUN_STATES, {"ids": [call.run_id for call in refused]}
-            )
+            for row in existing.mappings():
+                known[row["tenant_id"], row["idempotency_key"]] = dict(row)
+            states = await connection.execute(_RUN_STATES, {"ids": runs})
             run_states = {row["id"]: dict(row) for row in states.mappings()}
     return [
         Submitted(call.id, True, inserted[call.id])
@@ -347,12 +348,8 @@ def run_not_open(run_id: str, run: Mapping[str, Any] | None) -> FleetError:
 
 async def claim(database: Database, worker: str, ids: Sequence[str]) -> list[Claim | None]:
     """Move calls `queued -> running` for ``worker``; None where the call is not to be had."""
-    async with database.transaction() as connection:
-        result = await connection.execute(_CLAIM, {"worker": worker, "ids": list(ids)})
-        rows = {row["id"]: row for row in result.mappings()}
-    claims = {
-        id_: Claim(**{**row, "delivery": Delivery(row["delivery"])}) for id_, row in rows.items()
-    }
+    rows = await database.statement(_CLAIM, worker=worker, ids=list(ids))
+    claims = {row["id"]: Claim(**{**row, "delivery": Delivery(row["delivery"])}) for row in rows}
     return [claims.pop(id_, None) for id_ in ids]
 
 
@@ -364,11 +361,24 @@ async def finish(database: Database, worker: str, endings: Sequence[Ending]) -> 
     for ending in endings:
         if ending.state not in TRANSITIONS[CallState.RUNNING]:
             raise ValueError(f"a running call cannot become {ending.state.value}")
-    rows = to_json([{**vars(ending), "state": ending.state.value} for ending in endings])
-    async with database.transaction() as connection:
-        result = await connection.execute(_FINISH, {"worker": worker, "rows": rows})
-        ended = {row.id for row in result}
+    rows = to_json(
+        [
+            {
+                **vars(ending),
+                "state": ending.state.value,
+                "result": None if ending.result is None else to_json(ending.result),
+            }
+            for ending in endings
+        ]
+    )
+    ended = {row["id"] for row in await database.statement(_FINISH, worker=worker, rows=rows)}
     return [ending.id in ended for ending in endings]
+
+
+def _row(ending: Ending) -> dict[str, Any]:
+    # The result travels as text: inside a JSON array Postgres would refuse it for a NUL character.
+    result = None if ending.result is None else to_json(ending.result)
+    return {**vars(ending), "state": ending.state.value, "result": result}
 
 
 async def stop(
@@ -412,9 +422,7 @@ def _stop_answer(was: CallState) -> StopAnswer:
 
 async def read(database: Database, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return the rows of calls by id, as the record has them; unknown ids are absent."""
-    async with database.transaction() as connection:
-        result = await connection.execute(_READ, {"ids": list(ids)})
-        return {row["id"]: dict(row) for row in result.mappings()}
+    return {row["id"]: row for row in await database.statement(_READ, ids=list(ids))}
 
 
 async def stops_of(database: Database, worker: str) -> list[str]:

@@ -76,9 +76,7 @@ async def schedule_refresh(database: Database, every: timedelta) -> None:
         )
 
 
-async def list_changes(
-    database: Database, server: str, limit: int = 100
-) -> list[dict[str, Any]]:
+async def list_changes(database: Database, server: str, limit: int = 100) -> list[dict[str, Any]]:
     """Return the listings of a server that changed something, newest first."""
     async with database.transaction() as connection:
         result = await connection.execute(
@@ -151,7 +149,9 @@ async def _record(
         )
     digests = [tool.digest for tool in tools]
     result = await connection.execute(
-        text("SELECT id FROM tool_versions WHERE server_name = :s AND digest = ANY(:d) ORDER BY id"),
+        text(
+            "SELECT id FROM tool_versions WHERE server_name = :s AND digest = ANY(:d) ORDER BY id"
+        ),
         {"s": server, "d": digests},
     )
     await connection.execute(

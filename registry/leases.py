@@ -95,6 +95,7 @@ _LATE = FleetError(
     hint="give a longer timeout_s, or add workers to the server's queue",
 ).as_dict()
 _RUN_CANCELLED = FleetError(Code.STOPPED, "the run of this call was cancelled").as_dict()
+_STOPPED = FleetError(Code.STOPPED, "the call was stopped before it was dispatched again").as_dict()
 
 _CLOSE_DEAD = text(
     """
@@ -138,15 +139,16 @@ _CLOSE_DEAD = text(
 _EXPIRE = text(
     """
     WITH late AS (
-        SELECT c.id, r.state = 'cancelled' AS cancelled
+        SELECT c.id, r.state = 'cancelled' AS cancelled,
+            r.state = 'cancelled' OR c.stop_requested_at IS NOT NULL AS stopped
         FROM calls c JOIN runs r ON r.id = c.run_id
-        WHERE c.state IN ('queued', 'awaiting_approval')
-            AND (c.deadline_at <= clock_timestamp() OR r.state = 'cancelled')
+        WHERE c.state IN ('queued', 'awaiting_approval') AND (c.deadline_at <= clock_timestamp()
+            OR r.state = 'cancelled' OR c.stop_requested_at IS NOT NULL)
         LIMIT 500 FOR UPDATE OF c SKIP LOCKED
     ), ended AS (
-        UPDATE calls c SET state = CASE WHEN l.cancelled THEN 'stopped' ELSE 'expired' END,
+        UPDATE calls c SET state = CASE WHEN l.stopped THEN 'stopped' ELSE 'expired' END,
             error = CASE WHEN l.cancelled THEN CAST(:cancelled AS jsonb)
-                ELSE CAST(:late AS jsonb) END,
+                WHEN l.stopped THEN CAST(:stopped AS jsonb) ELSE CAST(:late AS jsonb) END,
             ended_at = clock_timestamp()
         FROM late l WHERE c.id = l.id
         RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state
@@ -202,10 +204,18 @@ async def close_dead(database: Database, max_attempts: int) -> tuple[list[str], 
 
 
 async def expire(database: Database) -> list[str]:
-    """End queued calls whose deadline has passed or whose run was cancelled; return their ids."""
+    """End queued calls that are too late, stopped or of a cancelled run; return their ids.
+
+    A stopped one is queued when its worker gave it back in the moment it was asked to stop.
+    """
     async with database.transaction() as connection:
         result = await connection.execute(
-            _EXPIRE, {"late": to_json(_LATE), "cancelled": to_json(_RUN_CANCELLED)}
+            _EXPIRE,
+            {
+                "late": to_json(_LATE),
+                "cancelled": to_json(_RUN_CANCELLED),
+                "stopped": to_json(_STOPPED),
+            },
         )
         return [row.id for row in result]
 
@@ -217,9 +227,7 @@ async def overdue(database: Database, age: timedelta) -> dict[str, int]:
         return {row.server_name: row.queued for row in result if row.overdue}
 
 
-async def take_overdue(
-    database: Database, server: str, age: timedelta, limit: int
-) -> list[Unsent]:
+async def take_overdue(database: Database, server: str, age: timedelta, limit: int) -> list[Unsent]:
     """Return up to ``limit`` of a server's overdue calls, oldest first, counted as sent now."""
     async with database.transaction() as connection:
         result = await connection.execute(
@@ -230,6 +238,10 @@ async def take_overdue(
 
 def _unsent(row: RowMapping) -> Unsent:
     return Unsent(
-        row["id"], row["run_id"], row["tool"], row["server_name"], row["traceparent"],
+        row["id"],
+        row["run_id"],
+        row["tool"],
+        row["server_name"],
+        row["traceparent"],
         row["remaining_s"],
     )

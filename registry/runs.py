@@ -108,7 +108,15 @@ async def start_run(
         row = result.one()
         await _log(connection, tenant, actor, "run.started", run_id, {"snapshot": snapshot})
     return Run(
-        run_id, tenant, actor, "open", snapshot, row.created_at, row.expires_at, None, False,
+        run_id,
+        tenant,
+        actor,
+        "open",
+        snapshot,
+        row.created_at,
+        row.expires_at,
+        None,
+        False,
         {entry.name: entry for entry in entries},
     )
 
@@ -128,8 +136,15 @@ async def get_run(database: Database, run_id: str, *, tenant: str | None = None)
         raise FleetError(Code.UNKNOWN_RUN, f"there is no run {run_id}", hint="start a run first")
     entries = [SnapshotTool.from_dict(entry) for entry in row["tools"]]
     return Run(
-        row["id"], row["tenant_id"], row["actor"], row["state"], row["snapshot_digest"],
-        row["created_at"], row["expires_at"], row["ended_at"], row["expired"],
+        row["id"],
+        row["tenant_id"],
+        row["actor"],
+        row["state"],
+        row["snapshot_digest"],
+        row["created_at"],
+        row["expires_at"],
+        row["ended_at"],
+        row["expired"],
         {entry.name: entry for entry in entries},
     )
 
@@ -252,9 +267,7 @@ def _refuse_servers(
         if name not in by_name:
             raise FleetError(Code.UNKNOWN_SERVER, f"there is no server named {name!r}")
         if not may_use(tenant, by_name[name]):
-            raise FleetError(
-                Code.POLICY_DENIED, f"tenant {tenant!r} may not use server {name!r}"
-            )
+            raise FleetError(Code.POLICY_DENIED, f"tenant {tenant!r} may not use server {name!r}")
 
 
 async def _log(

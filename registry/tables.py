@@ -183,13 +183,20 @@ calls = Table(
     Column("result", JSON),
     Column("error", JSONB),
     Column("timings", JSONB),
-    Index("uq_calls_idempotency", "tenant_id", "idempotency_key", unique=True,
-          postgresql_where=text("idempotency_key IS NOT NULL")),
-    Index("ix_calls_queued", "server_name", "queued_at",
-          postgresql_where=text("state = 'queued'")),
+    Index(
+        "uq_calls_idempotency",
+        "tenant_id",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=text("idempotency_key IS NOT NULL"),
+    ),
+    Index("ix_calls_queued", "server_name", "queued_at", postgresql_where=text("state = 'queued'")),
     Index("ix_calls_running", "worker_id", postgresql_where=text("state = 'running'")),
-    Index("ix_calls_unreplied", "ended_at",
-          postgresql_where=text("reply_to IS NOT NULL AND replied_at IS NULL")),
+    Index(
+        "ix_calls_unreplied",
+        "ended_at",
+        postgresql_where=text("reply_to IS NOT NULL AND replied_at IS NULL"),
+    ),
     Index("ix_calls_run", "run_id"),
 )
 

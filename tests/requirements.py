@@ -302,11 +302,94 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "issue, bad input",
         "While Postgres is away the API runs, says that it is not ready, and refuses with 503.",
     ),
+    "api:stops": (
+        "own decision",
+        "A stopping API process answers whoever waits, and ends, whatever is away.",
+    ),
     "api:metrics": (
         "issue, API",
         "The metrics show requests, queues, calls, workers, and each worker's own figures.",
     ),
     "api:documented": ("design 5", "The OpenAPI document shows every route and its body."),
+    # --- the ledger (tests/integration/test_calls.py, test_steward_leases.py)
+    "calls:row-first": ("design D1", "A call is a row, with its audit line, before it is a message."),
+    "calls:idempotent-submit": (
+        "design 4, step 2",
+        "One idempotency key of a tenant is one call, however often and at once it is submitted.",
+    ),
+    "calls:open-runs-only": ("issue, bad input", "Only an open run takes calls."),
+    "calls:claimed-once": ("design 4, step 4", "A call is claimed by one worker at a time."),
+    "calls:never-claimed": (
+        "design 4, Stop",
+        "A stopped call, one past its deadline or of a cancelled run is never claimed.",
+    ),
+    "calls:fenced": (
+        "design 4, step 10",
+        "Only the attempt that holds the call ends it; a zombie worker changes nothing.",
+    ),
+    "calls:legal-transitions": (
+        "style, habit 2",
+        "A call's state changes only along its table of transitions, in any history.",
+    ),
+    "calls:audited": ("design 4, step 10", "Every change of a call's state has its audit line."),
+    "calls:result-as-it-came": (
+        "issue, contracts",
+        "Any JSON that a tool returns is read from the record as it was written.",
+    ),
+    "calls:bounded-arguments": (
+        "issue, bad input",
+        "Arguments and deadlines outside the limits are refused before they cost anything.",
+    ),
+    "stop:honest-answer": (
+        "design 4, Stop",
+        "A stop says what it could still do, and the record agrees, whoever won the race.",
+    ),
+    "stop:queued-never-runs": (
+        "issue, done when",
+        "A queued call that is stopped never runs, also when all workers were down at the time.",
+    ),
+    "leases:by-delivery-class": (
+        "design D5",
+        "A dead worker's calls run again if their class allows it, else end outcome_unknown.",
+    ),
+    "leases:dead-only": ("design D2", "Only the calls of workers without a lease are closed."),
+    "leases:renewed": ("design D2", "A worker lives as long as it renews its lease in time."),
+    "steward:expires": (
+        "issue, steward",
+        "Queued calls end when their deadline passes, their run is cancelled or they are stopped.",
+    ),
+    "steward:resends": (
+        "issue, steward",
+        "Committed calls that nobody claimed in time are sent again.",
+    ),
+    "steward:many": ("own decision", "Several stewards at once do each thing once."),
+    # --- runs, servers, listings, tables (tests/integration/test_runs.py, test_ingest.py,
+    #     test_migrations.py)
+    "runs:pinned": ("design D8", "A run sees the tools of its start, whatever changes later."),
+    "runs:content-addressed": ("design D8", "Equal tools are one snapshot."),
+    "runs:who-may-use": ("design 5", "A run has the tools that its tenant may use, and no other."),
+    "runs:unknown-tool": (
+        "issue, bad input",
+        "A tool that a run does not have is refused, the nearest ones named.",
+    ),
+    "runs:ended-once": ("design 5", "A run ends once, and only its own tenant ends it."),
+    "runs:token": ("design D8", "A run token stands for its run until it expires, unforgeable."),
+    "tools:collisions": (
+        "issue, registry",
+        "Tools that would have one name are refused with a clear error.",
+    ),
+    "ingest:changes": ("issue, registry", "A listing that changed is recorded with what changed."),
+    "ingest:immutable": ("issue, registry", "Tool versions never change, and equal ones are one."),
+    "ingest:scheduled": ("issue, steward", "Tools not listed for a while are listed again."),
+    "catalog:unique": ("issue, registry", "Server names and tool prefixes are unique."),
+    "catalog:versions": ("issue, registry", "A server version never changes; one is current."),
+    "catalog:hides-values": ("reliability 4.2", "Values of environment and headers are not shown."),
+    "migrations:models-equal-schema": (
+        "style, migrations",
+        "The migrated schema is what the models say.",
+    ),
+    "migrations:repeatable": ("own decision", "Migrating a migrated database changes nothing."),
+    "submit:replied-once": ("issue, API", "A raw Celery client gets its call's end, once."),
 }
 
 

@@ -206,9 +206,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         if accept_callback is not None:
             accept_callback(os.getpid(), time.monotonic())
         limits = [
-            (limit_s, soft)
-            for limit_s, soft in ((soft_timeout, True), (timeout, False))
-            if limit_s
+            (limit_s, soft) for limit_s, soft in ((soft_timeout, True), (timeout, False)) if limit_s
         ]
         settle = partial(self._end, job, task, task_id, request, callback)
         self.loop.call_soon_threadsafe(

@@ -13,6 +13,7 @@ from kombu.entity import Exchange, Queue
 
 from registry.definitions import queue_name
 from registry.settings import Settings, get_settings
+from workers.events import GroupedEvents
 
 CALL_TASK: Final = "toolfleet.call"
 SUBMIT_TASK: Final = "toolfleet.submit"
@@ -73,6 +74,7 @@ def make_app(settings: Settings) -> Celery:
     app = Celery("toolfleet", set_as_current=True)
     app.conf.update(configuration(settings))
     app.conf.task_queues = [fleet_queue(STEWARD_QUEUE)]
+    app.steps["consumer"].add(GroupedEvents)
     return app
 
 

@@ -71,9 +71,7 @@ class FleetClient:
 
     async def revoke(self, call_ids: Sequence[str]) -> None:
         """Tell the workers to stop these calls now; a lost revoke costs time, not the stop."""
-        await self._control(
-            lambda: self._celery.control.revoke(list(call_ids), terminate=True)
-        )
+        await self._control(lambda: self._celery.control.revoke(list(call_ids), terminate=True))
 
     async def revoke_run(self, run_id: str) -> None:
         """Tell the workers to stop every call of a run now."""
@@ -114,9 +112,7 @@ class FleetClient:
                     self._send_one(producer, message)
                     sent.append(True)
         except (KombuError, RedisError, OSError) as error:
-            logger.warning(
-                "%d messages not sent: %s", len(batch) - len(sent), type(error).__name__
-            )
+            logger.warning("%d messages not sent: %s", len(batch) - len(sent), type(error).__name__)
         return sent + [False] * (len(batch) - len(sent))
 
     def _send_one(self, producer: Any, message: Message) -> None:

@@ -184,8 +184,7 @@ def _ending(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Endin
         error,
         delivery=claim.delivery,
         dispatched=attempt.dispatched,
-        attempts_left=_attempts(attempt) < worker.settings.max_attempts
-        and attempt.remaining_s > 0,
+        attempts_left=_attempts(attempt) < worker.settings.max_attempts and attempt.remaining_s > 0,
     )
     body = error.as_dict()
     body["message"] = redact_text(body["message"])

@@ -19,9 +19,7 @@ async def refresh(database: Database, served: ServedVersion) -> None:
     """Refresh one server version; on failure the server stays stale, with the error on record."""
     definition = served.definition
     try:
-        async with served.pool.borrow(
-            served.key, timeout_s=definition.timeouts.connect_s
-        ) as lease:
+        async with served.pool.borrow(served.key, timeout_s=definition.timeouts.connect_s) as lease:
             listed = await lease.session.list_tools()
         changes = await ingest(database, served.id, definition, listed)
     except FleetError as error:

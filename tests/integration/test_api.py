@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import sys
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -24,6 +28,7 @@ from starlette.routing import BaseRoute
 
 from api.app import create_app
 from api.main import Server, make_server
+from compose.embedded import free_port
 from registry import calls, catalog, ingest, tenants
 from registry.calls import CallState, Ending
 from registry.database import Database
@@ -38,6 +43,7 @@ from workers.signals import Signals
 
 pytestmark = pytest.mark.anyio
 
+ROOT = Path(__file__).parents[2]
 WORKER = "worker-of-the-test"
 NOWHERE = "redis://127.0.0.1:1/0"
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
@@ -635,7 +641,8 @@ async def test_a_listener_that_leaves_leaves_nothing_behind_and_the_call_goes_on
     channel = PROGRESS_CHANNEL + call["id"]
     room = api.app.state.operations.room
     async with api.http.stream("GET", f"/v1/calls/{call['id']}/events") as answer:
-        await anext(_events(answer))
+        events = _events(answer)  # kept: the stream closes with its reader
+        await anext(events)
         await until(lambda: _listeners(api.redis, channel))
     await until(lambda: _no_listeners(api.redis, channel))
     await until(lambda: not room._expected)
@@ -765,6 +772,70 @@ async def test_the_api_starts_without_postgres_and_says_so_to_each_caller(
     problem = problem_of(refused)
     assert (problem["code"], problem["retryable"]) == ("store_unavailable", True)
     assert refused.headers["retry-after"] == "1"
+
+
+# -- the process ----------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def process(database_url: str, redis_url: str) -> AsyncIterator[tuple[Process, str]]:
+    """Run the API as its own process; yield it and its address."""
+    port = free_port()
+    environment = {
+        **os.environ,
+        "TOOLFLEET_DATABASE_URL": database_url,
+        "TOOLFLEET_REDIS_URL": redis_url,
+        "TOOLFLEET_SECRET_KEY": "a secret of at least thirty-two bytes",
+        "TOOLFLEET_API_PORT": str(port),
+    }
+    api = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "api.main", env=environment, cwd=ROOT
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        async with httpx2.AsyncClient(trust_env=False) as http:
+
+            async def alive() -> bool:
+                with suppress(httpx2.TransportError):
+                    return (await http.get(f"{url}/healthz")).status_code == 200
+                return False
+
+            await until(alive)
+        yield api, url
+    finally:
+        if api.returncode is None:
+            api.kill()
+        await api.wait()
+
+
+@requirement("api:stops")
+async def test_a_stopping_process_answers_whoever_waits_and_ends(
+    api: Api, database_url: str, redis_url: str
+) -> None:
+    await api.serve()
+    call = await api.submit(await api.run())
+    async with process(database_url, redis_url) as (running, url):
+        waiting = asyncio.create_task(api.http.get(f"{url}/v1/calls/{call['id']}?wait=60"))
+        follow = f"{url}/v1/calls/{call['id']}/events"
+        async with api.http.stream("GET", follow) as answer:
+            events = _events(answer)
+            await anext(events)
+            running.terminate()
+            assert [event async for event in events] == []
+        assert (await waiting).json() == call
+        async with asyncio.timeout(20):
+            await running.wait()
+
+
+@requirement("api:stops")
+async def test_a_process_without_postgres_and_redis_starts_and_ends(api: Api) -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:1/none"
+    async with process(nowhere, NOWHERE) as (running, url):
+        ready = await api.http.get(f"{url}/readyz")
+        assert ready.json() == {"ready": False, "database": "away", "broker": "away"}
+        running.terminate()
+        async with asyncio.timeout(20):
+            await running.wait()
 
 
 # -- figures --------------------------------------------------------------------------------
