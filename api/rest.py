@@ -54,39 +54,7 @@ def operations_of(request: Request) -> Operations:
     return operations
 
 
-@router.post("/runs", tags=["runs"], status_code=201)
-async def start_run(request: Request, body: StartRun) -> Response:
-    """Start a run, pinned to the tools that its tenant may use now."""
-    operations = operations_of(request)
-    run = await operations.start_run(actor_of(request), tenant=body.tenant, servers=body.servers)
-    token = sign_run_token(run, operations.settings.secret_key.get_secret_value())
-    return answer({**run_body(run), "run_token": token}, 201, {"location": f"/v1/runs/{run.id}"})
-
-
-@router.get("/runs/{run_id}", tags=["runs"])
-async def get_run(request: Request, run_id: str) -> Response:
-    """Show a run and its tools."""
-    return answer(run_body(await operations_of(request).get_run(actor_of(request), run_id)))
-
-
-@router.post("/runs/{run_id}/cancel", tags=["runs"])
-async def cancel_run(request: Request, run_id: str) -> Response:
-    """Cancel a run: its queued calls never run, its running calls are stopped."""
-    return await _end_run(request, run_id, cancel=True)
-
-
-@router.post("/runs/{run_id}/close", tags=["runs"])
-async def close_run(request: Request, run_id: str) -> Response:
-    """Close a run: it takes no more calls; those it has go on."""
-    return await _end_run(request, run_id, cancel=False)
-
-
-async def _end_run(request: Request, run_id: str, *, cancel: bool) -> Response:
-    operations, actor = operations_of(request), actor_of(request)
-    stopped = await operations.end_run(actor, run_id, cancel=cancel)
-    run = await operations.get_run(actor, run_id)
-    calls = {answer_.value: count for answer_, count in stopped.items()}
-    return answer({**run_body(run), "calls": calls})
+# A request is matched against the routes in this order: the busiest come first.
 
 
 @router.post("/runs/{run_id}/calls", tags=["calls"], status_code=202, openapi_extra=_PREFER)
@@ -105,15 +73,6 @@ async def submit_call(request: Request, run_id: str, body: SubmitCall) -> Respon
     )
     row = await operations.submit(actor, run_id, wish, wait_s=wait_s or 0)
     return call_answer(row, applied(wait_s))
-
-
-@router.get("/runs/{run_id}/calls", tags=["calls"])
-async def list_calls(request: Request, run_id: str) -> Response:
-    """Show the newest 100 calls of a run, newest first."""
-    operations = operations_of(request)
-    run = await operations.get_run(actor_of(request), run_id)
-    rows = await overview.calls_of_run(operations.database, run.id)
-    return answer({"calls": [call_body(row) for row in rows]})
 
 
 @router.get("/calls/{call_id}", tags=["calls"])
@@ -147,3 +106,47 @@ async def call_events(request: Request, call_id: str) -> Response:
     operations = operations_of(request)
     row = await operations.get_call(actor_of(request), call_id)
     return EventStream(story(operations.room, row))
+
+
+@router.get("/runs/{run_id}/calls", tags=["calls"])
+async def list_calls(request: Request, run_id: str) -> Response:
+    """Show the newest 100 calls of a run, newest first."""
+    operations = operations_of(request)
+    run = await operations.get_run(actor_of(request), run_id)
+    rows = await overview.calls_of_run(operations.database, run.id)
+    return answer({"calls": [call_body(row) for row in rows]})
+
+
+@router.post("/runs", tags=["runs"], status_code=201)
+async def start_run(request: Request, body: StartRun) -> Response:
+    """Start a run, pinned to the tools that its tenant may use now."""
+    operations = operations_of(request)
+    run = await operations.start_run(actor_of(request), tenant=body.tenant, servers=body.servers)
+    token = sign_run_token(run, operations.settings.secret_key.get_secret_value())
+    return answer({**run_body(run), "run_token": token}, 201, {"location": f"/v1/runs/{run.id}"})
+
+
+@router.get("/runs/{run_id}", tags=["runs"])
+async def get_run(request: Request, run_id: str) -> Response:
+    """Show a run and its tools."""
+    return answer(run_body(await operations_of(request).get_run(actor_of(request), run_id)))
+
+
+@router.post("/runs/{run_id}/cancel", tags=["runs"])
+async def cancel_run(request: Request, run_id: str) -> Response:
+    """Cancel a run: its queued calls never run, its running calls are stopped."""
+    return await _end_run(request, run_id, cancel=True)
+
+
+@router.post("/runs/{run_id}/close", tags=["runs"])
+async def close_run(request: Request, run_id: str) -> Response:
+    """Close a run: it takes no more calls; those it has go on."""
+    return await _end_run(request, run_id, cancel=False)
+
+
+async def _end_run(request: Request, run_id: str, *, cancel: bool) -> Response:
+    operations, actor = operations_of(request), actor_of(request)
+    stopped = await operations.end_run(actor, run_id, cancel=cancel)
+    run = await operations.get_run(actor, run_id)
+    calls = {answer_.value: count for answer_, count in stopped.items()}
+    return answer({**run_body(run), "calls": calls})

@@ -161,8 +161,8 @@ _SUBMIT: Final = """
             delivery, call_timeout_s, arguments, arguments_digest, idempotency_key, traceparent,
             reply_to, deadline_at)
         SELECT w.id, w.run_id, w.tenant_id, w.actor, w.tool, w.server_name, w.server_version_id,
-            w.tool_version_id, w.delivery, w.call_timeout_s, CAST(w.arguments AS json), w.arguments_digest,
-            w.idempotency_key, w.traceparent, w.reply_to,
+            w.tool_version_id, w.delivery, w.call_timeout_s, CAST(w.arguments AS json),
+            w.arguments_digest, w.idempotency_key, w.traceparent, w.reply_to,
             clock_timestamp() + make_interval(secs => w.deadline_s)
         FROM wanted w
         JOIN runs r ON r.id = w.run_id AND r.state = 'open' AND r.expires_at > now()
@@ -426,12 +426,12 @@ async def read(database: Database, ids: Sequence[str]) -> dict[str, dict[str, An
 
 
 async def stops_of(database: Database, worker: str) -> list[str]:
-    """Return the running calls of ``worker`` that were asked to stop (the truth behind a revoke)."""
+    """Return the running calls of ``worker`` that were asked to stop: what revokes rest on."""
     async with database.transaction() as connection:
         result = await connection.execute(
             text(
-                "SELECT c.id FROM calls c JOIN runs r ON r.id = c.run_id WHERE c.worker_id = :worker"
-                " AND c.state = 'running'"
+                "SELECT c.id FROM calls c JOIN runs r ON r.id = c.run_id"
+                " WHERE c.worker_id = :worker AND c.state = 'running'"
                 " AND (c.stop_requested_at IS NOT NULL OR r.state = 'cancelled')"
             ),
             {"worker": worker},

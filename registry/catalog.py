@@ -51,7 +51,8 @@ _CURRENT = """
         COALESCE((SELECT array_agg(t.name ORDER BY t.name) FROM tool_versions t
             WHERE t.id IN (SELECT unnest(latest.ids) FROM (
                 SELECT l.tool_version_ids AS ids FROM listings l
-                WHERE l.server_version_id = v.id ORDER BY l.id DESC LIMIT 1) AS latest)), '{}') AS tools
+                WHERE l.server_version_id = v.id ORDER BY l.id DESC LIMIT 1) AS latest)), '{}'
+        ) AS tools
     FROM servers s JOIN server_versions v ON v.id = s.current_version_id
     WHERE s.removed_at IS NULL
 """

@@ -48,6 +48,7 @@ class Database:
             pool_timeout=CONNECT_TIMEOUT_S,
             pool_pre_ping=False,
             json_serializer=to_json,
+            hide_parameters=True,  # they are arguments and results: nothing for a log
             connect_args={
                 "connect_timeout": CONNECT_TIMEOUT_S,
                 "application_name": application,
@@ -74,7 +75,7 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[SqlConnection]:
-        """Yield a connection inside one transaction; raise `store_unavailable` if Postgres is away."""
+        """Yield a connection in a transaction; raise `store_unavailable` if Postgres is away."""
         try:
             async with self.engine.begin() as connection:
                 yield connection
@@ -121,8 +122,11 @@ def store_unavailable(error: BaseException) -> FleetError:
 
 
 def to_json(value: Any) -> str:
-    """Return compact JSON text; non-ASCII is escaped, so lone surrogates survive the round trip."""
-    return json.dumps(value, separators=(",", ":"))
+    """Return compact JSON text; raise ValueError for NaN and infinities, which are not JSON.
+
+    Non-ASCII is escaped, so lone surrogates survive the round trip.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 class GroupCommit(Generic[Item, Outcome]):
@@ -175,7 +179,7 @@ class GroupCommit(Generic[Item, Outcome]):
                     await self._commit([single])
             else:
                 _settle(batch[0][1], error=error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - every waiter has to hear of it
             for _, future in batch:
                 _settle(future, error=error)
         else:

@@ -191,7 +191,7 @@ def parse_definition(document: Any) -> ServerDefinition:
         first = problems[0]
         raise FleetError(
             Code.INVALID_DEFINITION,
-            f"the server definition is not valid: {first['path'] or 'definition'}: {first['problem']}",
+            f"the server definition is not valid: {first['path'] or 'it'}: {first['problem']}",
             hint="correct the fields listed in details and send it again",
             details={"problems": problems},
         ) from error

@@ -88,7 +88,7 @@ class FleetError(Exception):
         """Return the error as stored in the ledger and sent to callers (JSON-ready)."""
         body: dict[str, Any] = {
             "code": self.code.code,
-            "message": self.message,
+            "message": _storable(self.message),
             "retryable": self.code.retryable,
         }
         if self.hint:
@@ -96,7 +96,7 @@ class FleetError(Exception):
         if self.retry_after_s is not None:
             body["retry_after_s"] = round(self.retry_after_s, 3)
         if self.details:
-            body["details"] = self.details
+            body["details"] = _storable(self.details)
         return body
 
     @classmethod
@@ -109,3 +109,14 @@ class FleetError(Exception):
             retry_after_s=body.get("retry_after_s"),
             details=body.get("details"),
         )
+
+
+def _storable(value: Any) -> Any:
+    """Return JSON without what Postgres' jsonb refuses; servers' own words may hold anything."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    if isinstance(value, dict):
+        return {key: _storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_storable(item) for item in value]
+    return value

@@ -95,7 +95,7 @@ _LATE = FleetError(
     hint="give a longer timeout_s, or add workers to the server's queue",
 ).as_dict()
 _RUN_CANCELLED = FleetError(Code.STOPPED, "the run of this call was cancelled").as_dict()
-_STOPPED = FleetError(Code.STOPPED, "the call was stopped before it was dispatched again").as_dict()
+_STOPPED = FleetError(Code.STOPPED, "the call was stopped and does not run again").as_dict()
 
 _CLOSE_DEAD = text(
     """
@@ -193,7 +193,7 @@ async def close_dead(database: Database, max_attempts: int) -> tuple[list[str], 
             {
                 "max_attempts": max_attempts,
                 "unknown": to_json(_UNKNOWN),
-                "stopped": to_json(_RUN_CANCELLED),
+                "stopped": to_json(_STOPPED),
                 "late": to_json(_LATE),
                 "lost": to_json(_WORKER_LOST),
             },
@@ -221,7 +221,7 @@ async def expire(database: Database) -> list[str]:
 
 
 async def overdue(database: Database, age: timedelta) -> dict[str, int]:
-    """Return, for each server with a queued call sent longer than ``age`` ago, all it has queued."""
+    """Return how many calls each server has queued, where one was sent over ``age`` ago."""
     async with database.transaction() as connection:
         result = await connection.execute(_OVERDUE, {"age": age})
         return {row.server_name: row.queued for row in result if row.overdue}

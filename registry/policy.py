@@ -21,13 +21,12 @@ def refuse_tenant(tenant: str, definition: ServerDefinition) -> None:
         )
 
 
-def refuse_unapproved(tool: str, definition: ServerDefinition, upstream_name: str) -> None:
+def refuse_unapproved(tool: str, *, approval: bool) -> None:
     """Raise `policy_denied` for a tool whose calls need a person's approval.
 
     Approvals are not served by this release; a gate that cannot open must stay shut.
     """
-    rule = definition.tools.get(upstream_name)
-    if rule is not None and rule.approval:
+    if approval:
         raise FleetError(
             Code.POLICY_DENIED,
             f"calls of {tool} need an approval, and this release has no approvers",

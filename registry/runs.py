@@ -33,7 +33,7 @@ from registry.tools import (
     snapshot_tools,
 )
 
-_TOKEN_AUDIENCE: Final = "toolfleet.run"
+_AUDIENCE: Final = "toolfleet.run"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,8 @@ async def get_run(database: Database, run_id: str, *, tenant: str | None = None)
     async with database.transaction() as connection:
         result = await connection.execute(
             text(
-                "SELECT r.*, r.expires_at <= now() AS expired, s.tools FROM runs r JOIN snapshots s ON s.digest = r.snapshot_digest"
+                "SELECT r.*, r.expires_at <= now() AS expired, s.tools"
+                " FROM runs r JOIN snapshots s ON s.digest = r.snapshot_digest"
                 " WHERE r.id = :id AND (CAST(:tenant AS text) IS NULL OR r.tenant_id = :tenant)"
             ),
             {"id": run_id, "tenant": tenant},
@@ -198,7 +199,7 @@ def sign_run_token(run: Run, key: str) -> str:
             "sub": run.id,
             "tenant": run.tenant,
             "snapshot": run.snapshot,
-            "aud": _TOKEN_AUDIENCE,
+            "aud": _AUDIENCE,
             "exp": run.expires_at,
         },
         key,
@@ -209,7 +210,7 @@ def sign_run_token(run: Run, key: str) -> str:
 def read_run_token(token: str, key: str) -> tuple[str, str]:
     """Return (run id, tenant) of a run token; raise `unauthenticated` or `run_expired`."""
     try:
-        claims = jwt.decode(token, key, algorithms=["HS256"], audience=_TOKEN_AUDIENCE)
+        claims = jwt.decode(token, key, algorithms=["HS256"], audience=_AUDIENCE)
     except jwt.ExpiredSignatureError as error:
         raise FleetError(
             Code.RUN_EXPIRED, "the run token has expired", hint="start a new run"

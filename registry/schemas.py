@@ -1,8 +1,8 @@
 """Arguments and results against their JSON Schemas, with the path of what is wrong.
 
-A compiled validator is kept for each schema. The Rust engine runs a `pattern` in linear time, and one
-with look-around up to a bounded number of steps, so a hostile schema cannot stall a worker (measured with the SDK's own validator: 5.2 s for 27
-characters).
+A compiled validator is kept for each schema. The Rust engine runs a `pattern` in linear time, and
+one with look-around up to a bounded number of steps, so a hostile schema cannot stall a worker
+(measured with the SDK's own validator: 5.2 s for 27 characters).
 """
 
 from __future__ import annotations

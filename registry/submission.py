@@ -17,6 +17,7 @@ from registry.calls import NewCall, Submitted
 from registry.database import Database, to_json
 from registry.definitions import digest
 from registry.errors import Code, FleetError
+from registry.policy import refuse_unapproved
 from registry.runs import Run, get_run, run_is_open
 from registry.schemas import check_arguments
 from registry.settings import Settings
@@ -38,11 +39,14 @@ class Wish:
 def prepare(run: Run, wish: Wish, settings: Settings) -> NewCall:
     """Return the call a wish becomes; raise what is wrong with it.
 
-    `run_closed`, `run_cancelled`, `run_expired`, `unknown_tool`, `invalid_request`,
-    `request_too_large`, `invalid_arguments`.
+    `run_closed`, `run_cancelled`, `run_expired`, `unknown_tool`, `policy_denied`,
+    `invalid_request`, `request_too_large`, `invalid_arguments`.
     """
     run_is_open(run)
+    if "\0" in (wish.idempotency_key or ""):
+        raise FleetError(Code.INVALID_REQUEST, "the idempotency key contains a NUL character")
     tool = run.find(wish.tool)
+    refuse_unapproved(tool.name, approval=tool.approval)
     size = len(to_json(wish.arguments))
     if size > settings.max_arguments_bytes:
         raise FleetError(

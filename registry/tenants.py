@@ -137,7 +137,7 @@ async def revoke_key(database: Database, key_id: str) -> None:
 
 
 async def bootstrap_operator_key(database: Database, path: Path) -> str:
-    """Return the local operator's key, kept in ``path`` (mode 0600); make one if it is not valid."""
+    """Return the local operator's key, kept in ``path`` (mode 0600); make one if need be."""
     if path.exists():
         plaintext = path.read_text().strip()
         try:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from registry.definitions import Delivery, ServerDefinition, ToolRule, digest
 from registry.errors import Code, FleetError
 
+_MAX_EXACT: Final = 2**53 - 1
 MAX_NAME: Final = 64  # the longest tool name that every model API accepts
 _FOREIGN: Final = re.compile(r"[^A-Za-z0-9_-]")
 _KEPT: Final = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
@@ -39,6 +40,7 @@ class SnapshotTool:
     tool_version_id: int
     upstream_name: str
     delivery: Delivery
+    approval: bool
     timeout_s: float
     description: str
     input_schema: dict[str, Any]
@@ -56,12 +58,18 @@ class SnapshotTool:
 
 
 def tool_version(listed: Mapping[str, Any]) -> ToolVersion:
-    """Return the version of a tool as a server lists it; presentation hints (icons) do not count."""
+    """Return the version of a tool as a server lists it; icons and the like do not count."""
     definition = {key: listed[key] for key in _KEPT if listed.get(key) is not None}
     name = definition.get("name")
     if not isinstance(name, str) or not name:
         raise FleetError(Code.PROTOCOL_ERROR, "the server lists a tool without a name")
-    return ToolVersion(name, digest(definition), definition)
+    try:
+        named = digest(_exact(definition))
+    except ValueError as error:
+        raise FleetError(
+            Code.PROTOCOL_ERROR, f"the definition of tool {name!r} is not valid JSON: {error}"
+        ) from error
+    return ToolVersion(name, named, definition)
 
 
 def model_name(prefix: str, name: str) -> str:
@@ -112,6 +120,7 @@ def snapshot_tools(
                 tool_version_id=tool_version_id,
                 upstream_name=tool.name,
                 delivery=delivery_of(definition, tool),
+                approval=rule.approval,
                 timeout_s=rule.timeout_s or definition.timeouts.call_s,
                 description=tool.definition.get("description", ""),
                 input_schema=tool.definition.get("inputSchema") or {"type": "object"},
@@ -139,4 +148,22 @@ def refuse_collisions(entries: Iterable[SnapshotTool]) -> None:
 
 def snapshot_digest(entries: Iterable[SnapshotTool]) -> str:
     """Return the digest that names a snapshot: equal tools, equal digest."""
-    return digest([entry.as_dict() for entry in entries])
+    return digest(_exact([entry.as_dict() for entry in entries]))
+
+
+def _exact(value: Any) -> Any:
+    """Return what a digest is taken of: RFC 8785 has no integers beyond 2^53, schemas do.
+
+    Raises ValueError for text that the record cannot keep.
+    """
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int) and abs(value) > _MAX_EXACT:
+        return {"integer": str(value)}
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("it contains a NUL character")
+    if isinstance(value, dict):
+        return {_exact(key): _exact(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_exact(item) for item in value]
+    return value

@@ -390,6 +390,43 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "migrations:repeatable": ("own decision", "Migrating a migrated database changes nothing."),
     "submit:replied-once": ("issue, API", "A raw Celery client gets its call's end, once."),
+    # --- registry values (tests/unit/test_tools.py, test_schemas.py, test_redaction.py,
+    #     test_outcome.py, test_database.py, test_errors.py)
+    "tools:names": (
+        "issue, registry",
+        "A tool's model-facing name is prefixed, legal everywhere, stable and its own.",
+    ),
+    "tools:digests": ("issue, registry", "Equal tools have equal digests, different ones do not."),
+    "tools:delivery": ("design D5", "The operator, not the server alone, decides a delivery class."),
+    "tools:rules": ("design 5", "A tool's rule sets its timeout and can hide it."),
+    "schemas:arguments": (
+        "issue, bad input",
+        "Arguments that do not fit are refused with the JSON path of each problem.",
+    ),
+    "schemas:hostile": ("reliability 4", "A server's schema neither stalls us nor makes us fetch."),
+    "schemas:results": (
+        "design 4, step 9",
+        "A result is held to the output schema its tool declares.",
+    ),
+    "redaction:finds": ("design 4, step 9", "Cards, IBANs, e-mails, SSNs and tokens are replaced."),
+    "redaction:spares": ("design 4, step 9", "What only looks like personal data stays as it is."),
+    "redaction:everywhere": ("design 4, step 9", "Every string of a result is read."),
+    "redaction:refuses": ("design 4, step 9", "A redactor that fails refuses the result."),
+    "outcome:write-once": ("design D5", "A write is dispatched at most once."),
+    "outcome:rerun": ("design D5", "Only what the delivery class allows runs again."),
+    "outcome:total": ("design 4, step 8", "Every error has its place in the one table."),
+    "outcome:breaker": ("design D7", "Only what the server did moves its breaker."),
+    "outcome:sessions": ("reliability P11", "A session that may be spoiled is not used again."),
+    "database:group-commit": (
+        "design 4",
+        "Writes that arrive together are one statement; each caller gets its own outcome.",
+    ),
+    "database:json": ("own decision", "What is not JSON is never written as JSON."),
+    "errors:stable": ("design 4", "Error codes are stable strings with a status and a retry rule."),
+    "errors:storable": (
+        "issue, bad input",
+        "Whatever a server says in an error can be stored: nothing is lost over a NUL.",
+    ),
 }
 
 

@@ -1,9 +1,9 @@
 """An asyncio execution pool for Celery: tasks are coroutines, concurrency is sessions.
 
 Celery's consumer keeps its thread and its hub; coroutines run on one event loop in one thread
-beside it. A task whose ``run`` is a coroutine function is awaited there; when it has ended, Celery's
-own tracer runs in the consumer's thread with the outcome known, so that signals, events, results
-and acks stay Celery's code.
+beside it. A `CoroutineTask` is awaited there; when it has ended, Celery's own tracer runs in the
+consumer's thread with the outcome known, so that signals, events, results and acks stay Celery's
+code.
 
 Invariants:
  1. Celery's callbacks run in the consumer's thread only.

@@ -11,7 +11,6 @@ from typing import Any, Final
 from celery import Celery
 from kombu.entity import Exchange, Queue
 
-from registry.definitions import queue_name
 from registry.settings import Settings, get_settings
 from workers.events import GroupedEvents
 

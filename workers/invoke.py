@@ -20,7 +20,7 @@ import structlog
 
 from registry.calls import CallState, Claim, Ending
 from registry.errors import Code, FleetError
-from registry.policy import refuse_tenant
+from registry.policy import refuse_tenant, refuse_unapproved
 from registry.redaction import redact, redact_text
 from registry.schemas import check_result
 from workers.aio_pool import DRAIN, TIME_LIMIT, USER, Job
@@ -81,7 +81,7 @@ async def invoke(worker: WorkerRuntime, call_id: str, job: Job) -> CallState | N
     except asyncio.CancelledError:
         cancelled = True
         reason = StopReason(job.reason or DRAIN)
-        ending, _ = await to_the_end(_stopped(worker, attempt, reason))
+        ending, _ = await to_the_end(_stopped(attempt, reason))
     except Exception as error:
         logger.exception("call failed inside the worker", call=claim.id, tool=claim.tool)
         ending = _ending(worker, attempt, _internal(claim, error))
@@ -120,6 +120,8 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> dict[str, Any]:
     served = await worker.served(claim.server_version_id)
     refuse_tenant(claim.tenant_id, served.definition)
     tool = await worker.tool(claim.tool_version_id)
+    rule = served.definition.tools.get(tool.name)
+    refuse_unapproved(claim.tool, approval=rule is not None and rule.approval)
     permit = await served.breaker.allow()
     verdict = STOPPED.verdict
     try:
@@ -202,7 +204,7 @@ def _ending(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Endin
     )
 
 
-async def _stopped(worker: WorkerRuntime, attempt: Attempt, reason: StopReason) -> Ending:
+async def _stopped(attempt: Attempt, reason: StopReason) -> Ending:
     """Make sure that a cancelled call's work has stopped, and say how that was shown.
 
     The SDK has told the server already (``notifications/cancelled``, or a closed stream); closing
@@ -282,7 +284,7 @@ def _meta(claim: Claim) -> dict[str, Any] | None:
 
 
 async def to_the_end(awaitable: Awaitable[T]) -> tuple[T, bool]:
-    """Await something that must not be left half done; say whether a cancellation came meanwhile."""
+    """Await what must not be left half done; say whether a cancellation came meanwhile."""
     task = asyncio.ensure_future(awaitable)
     cancelled = False
     while True:

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from registry import calls, catalog, leases
@@ -143,7 +143,7 @@ class WorkerRuntime:
     # -- what a call needs ------------------------------------------------------------------
 
     async def claim(self, call_id: str) -> Claim | None:
-        """Claim a call; None when it is not to be had. Claims that arrive together share a commit."""
+        """Claim a call, sharing a commit with others; None when it is not to be had."""
         try:
             claim = await self._claims.add(call_id)
         except FleetError as error:
@@ -218,6 +218,11 @@ class WorkerRuntime:
                     return
                 logger.warning("call %s not yet recorded: %s", claim.id, error.message)
                 await asyncio.sleep(FINISH_PAUSE_S)
+            except Exception as error:
+                if ending.result is None:
+                    raise
+                logger.exception("the result of call %s cannot be stored", claim.id)
+                ending = _without_result(claim, ending, error)
         self.client.signals.forget(claim.id)
         if not kept:
             logger.warning("call %s was given away; what this worker did is dropped", claim.id)
@@ -248,7 +253,7 @@ class WorkerRuntime:
     async def _serve(self, version_id: int) -> ServedVersion:
         definition = await catalog.get_definition(self.database, version_id)
 
-        async def open_session(key: SessionKey) -> Session:
+        async def open_session(_: SessionKey) -> Session:
             return await Session.open(
                 definition,
                 connect_timeout_s=definition.timeouts.connect_s,
@@ -310,6 +315,8 @@ class WorkerRuntime:
                 await self._take_lease()
             except (FleetError, TimeoutError) as error:
                 logger.warning("lease of %s not renewed: %s", self.id, error)
+            except Exception:  # without a lease this worker would never dispatch again
+                logger.exception("lease of %s not renewed", self.id)
 
     async def _watch(self) -> None:
         """Act on what the record says: stops, a new version, a stale listing; leave figures."""
@@ -323,6 +330,8 @@ class WorkerRuntime:
             except FleetError as error:
                 if error.code is not Code.UNKNOWN_SERVER:  # removed: this worker is being stopped
                     logger.warning("server %s: %s", self.server, error.message)
+            except Exception:  # without this watch no stop that Redis lost would be acted upon
+                logger.exception("watching server %s failed", self.server)
             self.figures.take(await self._all_served())
             await self.client.signals.figures(self.id, self.figures.exposition())
 
@@ -334,6 +343,17 @@ class WorkerRuntime:
 
 def _worker_id(server: str) -> str:
     return f"{server}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+def _without_result(claim: Claim, ending: Ending, error: Exception) -> Ending:
+    refused = FleetError(
+        Code.RESULT_INVALID,
+        f"the result of {claim.tool} is not JSON that can be stored ({type(error).__name__})",
+        hint="the server has to be mended (NaN is no JSON); the call itself did run",
+    )
+    return replace(
+        ending, state=CallState.FAILED, result=None, is_error=None, error=refused.as_dict()
+    )
 
 
 def _message(claim: Claim) -> Message:

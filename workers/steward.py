@@ -126,7 +126,7 @@ class StewardRuntime:
         idempotency_key: str | None,
         timeout_s: float | None,
     ) -> None:
-        """Commit and send a raw client's call; a second delivery of its message is the same call."""
+        """Commit and send a raw client's call; a second delivery is the same call."""
         run_id, tenant = read_run_token(run_token, self.settings.secret_key.get_secret_value())
         submitted, message = await submission.submit_one(
             self.database,
@@ -153,6 +153,8 @@ class StewardRuntime:
                 await sweep()
             except (FleetError, BackendError, KombuError, RedisError, OSError) as error:
                 logger.warning("%s: %s", getattr(sweep, "__name__", "sweep"), error)
+            except Exception:  # a sweep that ended would leave its promise unkept for good
+                logger.exception("%s failed", getattr(sweep, "__name__", "sweep"))
             await asyncio.sleep(every_s)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:

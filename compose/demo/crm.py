@@ -32,19 +32,22 @@ def make_crm(path: Path) -> None:
     """Make the customer database, the same one every time."""
     chance = random.Random(SEED)
     people = [(chance.choice(FIRST), chance.choice(LAST)) for _ in range(CUSTOMERS)]
+    customers = [
+        (n, f"{first} {last}", f"{last.lower()}.{n}@customers.example", chance.choice(PLANS))
+        for n, (first, last) in enumerate(people, 1)
+    ]
+    orders = [
+        (n, chance.randint(1, CUSTOMERS), chance.randint(5, 5000)) for n in range(1, ORDERS + 1)
+    ]
     with closing(sqlite3.connect(path)) as database, database:
         database.executescript(_TABLES)
-        database.executemany(
-            "INSERT INTO customers VALUES (?, ?, ?, ?)",
-            (
-                (n, f"{first} {last}", f"{last.lower()}.{n}@customers.example", chance.choice(PLANS))
-                for n, (first, last) in enumerate(people, 1)
-            ),
-        )
-        database.executemany(
-            "INSERT INTO orders VALUES (?, ?, ?)",
-            ((n, chance.randint(1, CUSTOMERS), chance.randint(5, 5000)) for n in range(1, ORDERS)),
-        )
+        database.executemany("INSERT INTO customers VALUES (?, ?, ?, ?)", customers)
+        database.executemany("INSERT INTO orders VALUES (?, ?, ?)", orders)
+
+
+def customer(number: int) -> str:
+    """Return the query for one customer."""
+    return f"SELECT * FROM customers WHERE id = {number:d}"  # noqa: S608 - a number
 
 
 def compare_orders(third: int = ORDERS) -> str:
@@ -54,11 +57,13 @@ def compare_orders(third: int = ORDERS) -> str:
     """
     return (
         "SELECT count(*) AS triples FROM orders a, orders b, orders c"
-        f" WHERE a.amount < b.amount AND b.amount < c.amount AND c.id <= {third}"
+        " WHERE a.amount < b.amount AND b.amount < c.amount AND c.id <= " + str(third)
     )
 
 
-SLOW_WRITE = f"INSERT INTO reports (name, value) SELECT 'triples', triples FROM ({compare_orders()})"
+SLOW_WRITE = "INSERT INTO reports (name, value) SELECT 'triples', triples FROM ({})".format(
+    compare_orders()
+)
 
 
 def reports(path: Path) -> int:

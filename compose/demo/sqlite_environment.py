@@ -42,16 +42,19 @@ def _home() -> Path:
 
 
 def _install(python: Path) -> None:
-    options = ["--quiet", "--disable-pip-version-check", "--require-hashes", "-r", str(LOCK)]
+    # The lock is complete; left to resolve it again, older versions of pip trip over its extras.
+    options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes")
     done = subprocess.run(
-        [str(python), "-m", "pip", "install", *options],
+        [str(python), "-m", "pip", "install", *options, "-r", str(LOCK)],
         capture_output=True,
         text=True,
         timeout=INSTALL_LIMIT_S,
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"mcp-server-sqlite could not be installed: {done.stderr.strip()}")
+        raise RuntimeError(
+            f"mcp-server-sqlite could not be installed: {done.stderr[-2000:].strip()}"
+        )
 
 
 if __name__ == "__main__":
