@@ -166,17 +166,27 @@ class LocalFleet:
         self._supervisor.hasten()
 
     async def wait_ready(self, servers: Iterable[str], timeout_s: float = READY_WITHIN_S) -> None:
-        """Return when every worker of these servers holds its lease; raise `TimeoutError`."""
+        """Return when the workers of these servers live and their tools are listed, or cannot be.
+
+        Raises `TimeoutError`.
+        """
         deadline = time.monotonic() + timeout_s
         for server in servers:
-            wanted = self._workers_per_server.get(server, 1)
-            while len(await leases.live_workers(self._open_database(), server)) < wanted:
+            while not await self._is_ready(server):
                 if time.monotonic() > deadline:
                     raise TimeoutError(
-                        f"no {wanted} worker(s) of {server} were ready within {timeout_s:g} s: "
+                        f"server {server} was not ready within {timeout_s:g} s: "
                         f"see {self.folder.log(f'worker:{server}')}"
                     )
                 await asyncio.sleep(POLL_S)
+
+    async def _is_ready(self, server: str) -> bool:
+        database = self._open_database()
+        alive = await leases.live_workers(database, server)
+        if len(alive) < self._workers_per_server.get(server, 1):
+            return False
+        version = await catalog.get_server(database, server)
+        return version.refresh_error is not None or not version.stale
 
     async def _start_embedded(self) -> None:
         if not self.database_url:

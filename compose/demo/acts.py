@@ -28,7 +28,7 @@ from registry.database import Database
 
 RAW_CLIENT = Path(__file__).with_name("raw_client.py")
 ROUNDS = 2
-MOST_READS = 8
+FEWEST_READS, MOST_READS = 4, 8
 SLOW_THIRD = 4
 LISTED_WITHIN_S = 20
 RAW_WITHIN_S = 30.0
@@ -187,7 +187,7 @@ async def _kill_a_worker(play: Play, database: Database) -> None:
     victim = (await calls.read(database, [write_id]))[write_id]["worker_id"]
     reads: list[str] = []
     beside: list[str] = []
-    while not beside and len(reads) < MOST_READS:
+    while len(reads) < FEWEST_READS or (not beside and len(reads) < MOST_READS):
         reads.append(await play.globex.submit(read))
         await play.globex.until_running(reads[-1])
         rows = await calls.read(database, reads)

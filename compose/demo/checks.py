@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import psutil
 from rich.console import Console
+from rich.text import Text
 
 LOOK_EVERY_S = 0.3
 GONE_WITHIN_S = 5.0
@@ -31,13 +32,13 @@ class Checks:
     def check(self, name: str, held: bool, detail: object = "") -> None:
         """Print one line for one promise."""
         self._held.append(held)
-        mark = "[green]ok    [/]" if held else "[bold red]FAILED[/]"
-        self._console.print(mark, name, f"[dim]{detail}[/]" if detail else "", soft_wrap=True)
+        mark = Text("ok    ", "green") if held else Text("FAILED", "bold red")
+        self._console.print(mark, Text(name), Text(str(detail), "dim"), soft_wrap=True)
 
     @contextmanager
     def act(self, title: str) -> Iterator[None]:
         """Print a heading; an error in the act is a promise not kept, and the next act goes on."""
-        self._console.print(f"\n[bold]{title}[/]")
+        self._console.print(Text(f"\n{title}", "bold"))
         try:
             yield
         except Exception as error:  # noqa: BLE001 whatever went wrong, the other acts can be shown

@@ -56,14 +56,12 @@ def compare_orders(third: int = ORDERS) -> str:
     Slow on purpose: each of those costs a good part of a second, and nobody waits for all of them.
     """
     return (
-        "SELECT count(*) AS triples FROM orders a, orders b, orders c"
-        " WHERE a.amount < b.amount AND b.amount < c.amount AND c.id <= " + str(third)
+        "SELECT count(*) AS triples FROM orders a, orders b, orders c"  # noqa: S608 - a number
+        f" WHERE a.amount < b.amount AND b.amount < c.amount AND c.id <= {third:d}"
     )
 
 
-SLOW_WRITE = "INSERT INTO reports (name, value) SELECT 'triples', triples FROM ({})".format(
-    compare_orders()
-)
+SLOW_WRITE = f"INSERT INTO reports (name, value) SELECT '', n.* FROM ({compare_orders()}) n"  # noqa: S608
 
 
 def reports(path: Path) -> int:

@@ -19,6 +19,7 @@ from compose.process import Process
 
 CRM_WORKERS = 2
 CRM_READS = ("read_query", "list_tables", "describe_table")
+SESSIONS = {"min_idle": 2, "max_size": 2}
 ANSWERS_WITHIN_S = 15.0
 TENANTS = ("acme", "globex")
 ZONES = ("UTC", "Europe/Oslo", "Asia/Tokyo", "America/Lima")
@@ -49,14 +50,14 @@ def set_stage(folder: Path, http_port: int) -> Stage:
             "transport": "http",
             "url": f"http://127.0.0.1:{http_port}/mcp",
             "annotations": "trusted",
-            "pool": {"min_idle": 1, "max_size": 4},
+            "pool": SESSIONS,
         },
         {
             "name": "crm",
             "transport": "stdio",
             "command": sqlite_command(),
             "args": ["--db-path", str(crm)],
-            "pool": {"min_idle": 2, "max_size": 4},
+            "pool": {**SESSIONS, "max_size": 3},
             "tools": {name: {"delivery": "read"} for name in CRM_READS},
         },
     ]
@@ -74,7 +75,7 @@ def _python(name: str, module: str, *arguments: str) -> dict[str, Any]:
         "command": sys.executable,
         "args": ["-P", "-m", module, *arguments],
         "annotations": "trusted",
-        "pool": {"min_idle": 2, "max_size": 4},
+        "pool": SESSIONS,
     }
 
 

@@ -46,11 +46,10 @@ def calls_table(made: Iterable[Made]) -> Table:
 def comparison_table(compared: Compared) -> Table:
     """Return the two ways next to each other."""
     table = Table(
-        title=f"The same {compared.calls} calls of stdio servers, {compared.callers} callers "
-        "(milliseconds that a caller waits)",
+        title=f"{compared.calls} calls of stdio servers, {compared.callers} callers (milliseconds)",
         title_justify="left",
     )
-    table.add_column("way")
+    table.add_column("way", min_width=40)
     for column in ("p50", "p95"):
         table.add_column(column, justify="right")
     rows = (("through the fleet", compared.fleet_s), ("one process per call", compared.spawned_s))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from mcp_server_time.server import create_server
+from mcp_server_time.server import create_server  # type: ignore[import-untyped]
 
 
 def main() -> None:
