@@ -166,7 +166,7 @@ _SUBMIT: Final = """
             clock_timestamp() + make_interval(secs => w.deadline_s)
         FROM wanted w
         JOIN runs r ON r.id = w.run_id AND r.state = 'open' AND r.expires_at > now()
-        ON CONFLICT (tenant_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+        ON CONFLICT DO NOTHING
         RETURNING id, tenant_id, actor, run_id, tool, arguments_digest, deadline_at
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
@@ -180,7 +180,7 @@ _SUBMIT: Final = """
 _EXISTING = text(
     """
     SELECT id, idempotency_key, tenant_id, arguments_digest, tool, deadline_at
-    FROM calls WHERE (tenant_id, idempotency_key) IN (
+    FROM calls WHERE id = ANY(:ids) OR (tenant_id, idempotency_key) IN (
         SELECT tenant_id, idempotency_key FROM json_to_recordset(CAST(:keys AS json))
             AS k(tenant_id text, idempotency_key text))
     """
@@ -292,6 +292,7 @@ async def submit(database: Database, batch: Sequence[NewCall]) -> list[Submitted
     answer = await database.statement(_SUBMIT, rows=rows)
     inserted: dict[str, datetime] = {row["id"]: row["deadline_at"] for row in answer}
     known: dict[tuple[str, str], dict[str, Any]] = {}
+    taken: set[str] = set()
     run_states: dict[str, dict[str, Any]] = {}
     if refused := [call for call in batch if call.id not in inserted]:
         keys = [
@@ -301,15 +302,17 @@ async def submit(database: Database, batch: Sequence[NewCall]) -> list[Submitted
         ]
         runs = [call.run_id for call in refused]
         async with database.transaction() as connection:
-            existing = await connection.execute(_EXISTING, {"keys": to_json(keys)})
+            ids = [call.id for call in refused]
+            existing = await connection.execute(_EXISTING, {"keys": to_json(keys), "ids": ids})
             for row in existing.mappings():
                 known[row["tenant_id"], row["idempotency_key"]] = dict(row)
+                taken.add(row["id"])
             states = await connection.execute(_RUN_STATES, {"ids": runs})
             run_states = {row["id"]: dict(row) for row in states.mappings()}
     return [
         Submitted(call.id, True, inserted[call.id])
         if call.id in inserted
-        else _why_not_inserted(call, known, run_states)
+        else _why_not_inserted(call, known, taken, run_states)
         for call in batch
     ]
 
@@ -317,6 +320,7 @@ async def submit(database: Database, batch: Sequence[NewCall]) -> list[Submitted
 def _why_not_inserted(
     call: NewCall,
     known: Mapping[tuple[str, str], Mapping[str, Any]],
+    taken: set[str],
     run_states: Mapping[str, Mapping[str, Any]],
 ) -> Submitted | FleetError:
     earlier = known.get((call.tenant_id, call.idempotency_key or ""))
@@ -329,6 +333,12 @@ def _why_not_inserted(
             f"idempotency key {call.idempotency_key!r} was used for another call of "
             f"{earlier['tool']}",
             hint="use a new key for a call with another tool or other arguments",
+        )
+    if call.id in taken:
+        return FleetError(
+            Code.IDEMPOTENCY_MISMATCH,
+            f"there is another call with the id {call.id}",
+            hint="send it with a new random id",
         )
     return run_not_open(call.run_id, run_states.get(call.run_id))
 

@@ -193,7 +193,10 @@ def run_is_open(run: Run) -> None:
 
 
 def sign_run_token(run: Run, key: str) -> str:
-    """Return a signed token that stands for a run until it expires (run, tenant, snapshot)."""
+    """Return a signed token that stands for a run until it expires (run, tenant, snapshot).
+
+    ``key`` is `Settings.secret_key`, at least 32 characters.
+    """
     return jwt.encode(
         {
             "sub": run.id,
@@ -209,6 +212,12 @@ def sign_run_token(run: Run, key: str) -> str:
 
 def read_run_token(token: str, key: str) -> tuple[str, str]:
     """Return (run id, tenant) of a run token; raise `unauthenticated` or `run_expired`."""
+    if not key:
+        raise FleetError(
+            Code.INTERNAL,
+            "run tokens cannot be checked: TOOLFLEET_SECRET_KEY is empty",
+            hint="give every process of the fleet the same key",
+        )
     try:
         claims = jwt.decode(token, key, algorithms=["HS256"], audience=_AUDIENCE)
     except jwt.ExpiredSignatureError as error:

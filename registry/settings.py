@@ -5,11 +5,13 @@ Durations are `timedelta`; the environment takes seconds or ISO 8601 (``PT30S``)
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -53,6 +55,16 @@ class Settings(BaseSettings):
 
     max_arguments_bytes: int = 1_000_000
     max_result_bytes: int = 10_000_000
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any, field: ValidationInfo) -> Any:
+        """Take plain numbers for durations: pydantic reads them only where they are no strings."""
+        name = field.field_name or ""
+        if isinstance(value, str) and cls.model_fields[name].annotation is timedelta:
+            with suppress(ValueError):
+                return float(value)
+        return value
 
 
 @cache

@@ -34,6 +34,8 @@ class Wish:
     timeout_s: float | None = None
     traceparent: str | None = None
     reply_to: str | None = None
+    call_id: str | None = None
+    """The id the call is to have; a random one by default."""
 
 
 def prepare(run: Run, wish: Wish, settings: Settings) -> NewCall:
@@ -57,7 +59,7 @@ def prepare(run: Run, wish: Wish, settings: Settings) -> NewCall:
         )
     check_arguments(tool.name, tool.input_schema, wish.arguments)
     return NewCall(
-        id=str(uuid.uuid4()),
+        id=wish.call_id or str(uuid.uuid4()),
         run_id=run.id,
         tenant_id=run.tenant,
         actor=wish.actor,

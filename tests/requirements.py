@@ -427,6 +427,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "issue, bad input",
         "Whatever a server says in an error can be stored: nothing is lost over a NUL.",
     ),
+    "settings:durations": ("design 5", "A duration is given in seconds or as ISO 8601."),
 }
 
 

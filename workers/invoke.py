@@ -63,14 +63,14 @@ class Attempt:
 
 
 async def invoke(worker: WorkerRuntime, call_id: str, job: Job) -> CallState | None:
-    """Run a call to its end; return its state, or None when it was not to be had.
+    """Run a call to its end; return its state, or None when it is somebody else's.
 
     ``job`` says why this coroutine is being cancelled, once it is; then `asyncio.CancelledError`
     is raised after the record is written.
     """
     claim, cancelled = await to_the_end(worker.claim(call_id))
     if claim is None:
-        return None
+        return await worker.ended_before(call_id)
     attempt = Attempt(claim, time.monotonic() + claim.remaining_s)
     attempt.timings["queue_wait_s"] = round(claim.queue_wait_s, 6)
     try:

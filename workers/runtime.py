@@ -24,7 +24,7 @@ from registry.calls import CallState, Claim, Ending
 from registry.database import Database, GroupCommit
 from registry.definitions import Delivery, ServerDefinition
 from registry.errors import Code, FleetError
-from registry.ingest import ToolRow, get_tool
+from registry.ingest import ToolRow, get_tool, mark_stale
 from registry.settings import Settings
 from workers import breaker_redis
 from workers.aio_pool import USER, Job
@@ -153,6 +153,15 @@ class WorkerRuntime:
             self.figures.queue_wait.observe(max(claim.queue_wait_s, 0.0))
         return claim
 
+    async def ended_before(self, call_id: str) -> CallState | None:
+        """Return the state of a call that was stopped or expired before it was claimed."""
+        try:
+            row = (await calls.read(self.database, [call_id])).get(call_id, {})
+        except FleetError:
+            return None
+        state = row.get("state")
+        return CallState(state) if state in (CallState.STOPPED, CallState.EXPIRED) else None
+
     async def served(self, version_id: int) -> ServedVersion:
         """Return a server version ready to be called; its pool is made at the first use."""
         future = self._served.get(version_id)
@@ -254,16 +263,26 @@ class WorkerRuntime:
         definition = await catalog.get_definition(self.database, version_id)
 
         async def open_session(_: SessionKey) -> Session:
-            return await Session.open(
+            session = await Session.open(
                 definition,
                 connect_timeout_s=definition.timeouts.connect_s,
                 stop_grace_s=self.settings.stop_grace.total_seconds(),
                 max_result_bytes=self.settings.max_result_bytes,
             )
+            session.on_listing_changed = self._on_listing_changed
+            return session
 
         breaker = Breaker(definition.name, str(version_id), definition.breaker, self._breakers)
         pool = SessionPool(definition.name, definition.pool, open_session)
         return ServedVersion(version_id, definition, pool, breaker)
+
+    def _on_listing_changed(self) -> None:
+        """Have the watch list the tools again (``notifications/tools/list_changed``)."""
+        self._spawn(self._mark_stale())
+
+    async def _mark_stale(self) -> None:
+        with suppress(FleetError):  # Postgres away: the next scheduled refresh finds the change
+            await mark_stale(self.database, self.server)
 
     def _drop_failed(self, version_id: int, done: asyncio.Future[ServedVersion]) -> None:
         if done.cancelled() or done.exception() is not None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Final
 
 from celery import states
@@ -17,7 +19,8 @@ from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from registry import leases, submission
+from registry import calls, leases, submission
+from registry.calls import CallState
 from registry.database import Database
 from registry.errors import FleetError
 from registry.ingest import schedule_refresh
@@ -29,7 +32,9 @@ from workers.client import FleetClient, Message
 logger = logging.getLogger("toolfleet.steward")
 
 SWEEP_EVERY_S: Final = 0.5
+REPLY_EVERY_S: Final = 0.1
 SCHEDULE_EVERY_S: Final = 5.0
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RESEND_LIMIT: Final = 500
 
 
@@ -53,7 +58,7 @@ class StewardRuntime:
             (self.close_dead, SWEEP_EVERY_S),
             (self.expire, SWEEP_EVERY_S),
             (self.resend, SWEEP_EVERY_S),
-            (self.reply, SWEEP_EVERY_S),
+            (self.reply, REPLY_EVERY_S),
             (self.schedule, SCHEDULE_EVERY_S),
         ):
             self._spawn(self._every(every_s, sweep))
@@ -108,8 +113,11 @@ class StewardRuntime:
     async def reply(self) -> None:
         """Store the end of calls that raw Celery clients submitted as their tasks' results."""
         for row in await submission.unreplied(self.database):
-            await asyncio.get_running_loop().run_in_executor(None, _store_result, row)
+            await self._store(row)
             await submission.mark_replied(self.database, row["id"])
+
+    async def _store(self, row: dict[str, Any]) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, _store_result, row)
 
     async def schedule(self) -> None:
         """Mark the servers whose tools were not listed for a while: their workers list them."""
@@ -126,7 +134,11 @@ class StewardRuntime:
         idempotency_key: str | None,
         timeout_s: float | None,
     ) -> None:
-        """Commit and send a raw client's call; a second delivery is the same call."""
+        """Commit and send a raw client's call under its task's id, which so can revoke it.
+
+        A second delivery of the message is the same call; a known idempotency key gives the
+        earlier call, whose end becomes this task's result too.
+        """
         run_id, tenant = read_run_token(run_token, self.settings.secret_key.get_secret_value())
         submitted, message = await submission.submit_one(
             self.database,
@@ -139,9 +151,22 @@ class StewardRuntime:
             idempotency_key=idempotency_key or f"celery:{task_id}",
             timeout_s=timeout_s,
             reply_to=task_id,
+            call_id=task_id if _UUID.fullmatch(task_id) else None,
         )
         if submitted.created:
             await self.client.send(Message(**message))
+        else:
+            self._spawn(self._reply_too(submitted.id, task_id))
+
+    async def _reply_too(self, call_id: str, task_id: str) -> None:
+        """Store an earlier call's end for one more task that asked for it."""
+        while True:
+            with suppress(FleetError):
+                row = (await calls.read(self.database, [call_id]))[call_id]
+                if CallState(row["state"]).final:
+                    await self._store({**row, "reply_to": task_id})
+                    return
+            await asyncio.sleep(REPLY_EVERY_S)
 
     async def _send(self, unsent: list[leases.Unsent]) -> None:
         for call in unsent:
