@@ -81,9 +81,10 @@ def create_app(
     )
     app.state.keyring = keyring
     app.state.figures = figures
+    # The last one added is the first to see a request.
     app.add_middleware(Gate, keyring=keyring)
-    app.add_middleware(Measure, figures=figures)
     errors.install(app)
+    app.add_middleware(Measure, figures=figures)
     for part in (rest, administration, health, metrics):
         app.include_router(part.router)
     return app

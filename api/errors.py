@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, Final
 
@@ -9,11 +10,19 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.wire import encode
 from registry.errors import Code, FleetError
 
+logger = logging.getLogger("toolfleet.api")
+
 PROBLEM: Final = "application/problem+json"
+_INTERNAL: Final = FleetError(
+    Code.INTERNAL,
+    "the request failed for a reason inside Toolfleet",
+    hint="the log of the API process has the details",
+)
 _OF_STATUS: Final = {
     401: Code.UNAUTHENTICATED,
     403: Code.FORBIDDEN,
@@ -54,10 +63,10 @@ def problem(
 
 def install(app: FastAPI) -> None:
     """Make every error of the app a problem."""
+    app.add_middleware(LastResort)
     app.add_exception_handler(FleetError, _fleet_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 async def _fleet_error(_request: Request, error: Exception) -> Response:
@@ -97,12 +106,29 @@ async def _refused(_request: Request, error: Exception) -> Response:
     return problem(refusal, status=error.status_code, headers=dict(error.headers or {}))
 
 
-async def _unexpected(_request: Request, _error: Exception) -> Response:
-    # The server logs the exception itself; its text is nothing for a caller.
-    return problem(
-        FleetError(
-            Code.INTERNAL,
-            "the request failed for a reason inside Toolfleet",
-            hint="the log of the API process has the details",
-        )
-    )
+class LastResort:
+    """ASGI middleware: whatever goes wrong inside is logged, and told as `internal`.
+
+    Left to the framework it would be raised once more behind the answer, and the server would cut
+    a connection that the client may be using for its next request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on; answer for it if it fails before its answer has begun."""
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception:
+            if scope["type"] != "http" or begun:
+                raise
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            await problem(_INTERNAL)(scope, receive, send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -81,7 +82,12 @@ class StrictRequest(Request):
         """Return the body; raise `JSONDecodeError` for whatever is wrong with it."""
         body = await self.body()
         try:
-            return json.loads(body, object_pairs_hook=_object, parse_constant=_no_constant)
+            return json.loads(
+                body,
+                object_pairs_hook=_object,
+                parse_constant=_no_constant,
+                parse_float=_finite,
+            )
         except json.JSONDecodeError:
             raise
         except (ValueError, RecursionError) as error:
@@ -113,6 +119,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:30]} is too large a number")
+    return number
 
 
 def preferred_wait(headers: Headers, longest: timedelta) -> int | None:

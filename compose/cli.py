@@ -99,14 +99,10 @@ def migrate() -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Measure what the fleet adds to a call, on this machine (needs the source tree)."""
-    import runpy
+    """Measure what the fleet adds to a call, on this machine."""
+    from compose.bench.main import run
 
-    script = Path(__file__).parents[1] / "tests" / "bench" / "run.py"
-    if not script.exists():
-        sys.exit(f"toolfleet bench: the benchmark is part of the source tree; there is no {script}")
-    sys.argv = [str(script), *context.args]
-    runpy.run_path(str(script), run_name="__main__")
+    sys.exit(run(context.args))
 
 
 def _counts(pairs: list[str]) -> dict[str, int]:

@@ -428,6 +428,28 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "Whatever a server says in an error can be stored: nothing is lost over a NUL.",
     ),
     "settings:durations": ("design 5", "A duration is given in seconds or as ISO 8601."),
+    # --- whole fleets (tests/fleet)
+    "stop:reaches-the-server": (
+        "issue, done when",
+        "Celery's revoke, Flower and the API each stop a running call: the server observes the "
+        "cancellation, the neighbours live on.",
+    ),
+    "stop:run": ("design D4", "Cancelling a run stops all its calls and no other run's."),
+    "fleet:transports": (
+        "issue, done when",
+        "A call over stdio, legacy HTTP and 2026-07-28 HTTP succeeds.",
+    ),
+    "fleet:redacts": ("design 4, step 9", "Results are redacted before they are stored or sent."),
+    "fleet:prewarmed": (
+        "issue, goals",
+        "The first call after start-up spawns nothing on its path.",
+    ),
+    "fleet:recycles": ("guide", "Worn-out sessions are replaced, and their processes are gone."),
+    "fleet:typed-ends": (
+        "issue, bad input",
+        "Whatever a server does wrong, its calls end in a typed error that says what happened.",
+    ),
+    "fleet:many-at-once": ("issue", "Concurrent calls each get their own answer."),
 }
 
 

@@ -21,23 +21,25 @@ RUN_STAMP: Final = "run"
 
 # The default exchange routes by queue name alone: a binding kept in Redis would be lost with
 # Redis' data, and the next message with it.
-_DIRECT: Final = Exchange("", type="direct")  # type: ignore[no-untyped-call]
+_DIRECT: Final = Exchange("", type="direct")
 
 
 def fleet_queue(name: str) -> Queue:
     """Return a queue of the fleet by name."""
-    return Queue(name, exchange=_DIRECT, routing_key=name, no_declare=True)  # type: ignore[no-untyped-call]
+    return Queue(name, exchange=_DIRECT, routing_key=name, no_declare=True)
 
 
 def configuration(settings: Settings) -> dict[str, Any]:
     """Return the Celery configuration of every Toolfleet process."""
     return {
         "broker_url": settings.redis_url,
+        "broker_transport": "workers.transport:FleetTransport",
         "result_backend": settings.redis_url,
         # The message is a hint (D1, D2): unacked bookkeeping would cost half of everything and
         # its visibility timeout would start calls twice.
         "broker_transport_options": {
             "ack_emulation": False,
+            "priority_steps": [0],
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,

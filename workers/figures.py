@@ -45,7 +45,7 @@ class Figures:
             registry=self._registry,
         )
         self._opened = Gauge(
-            "toolfleet_sessions_opened_total",
+            "toolfleet_sessions_opened",
             "Sessions opened since the worker started",
             ("server", "version"),
             registry=self._registry,

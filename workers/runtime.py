@@ -131,13 +131,13 @@ class WorkerRuntime:
 
     def info(self) -> dict[str, Any]:
         """Return what `inspect stats` and Flower show of this worker."""
-        pools = {
-            f"{future.result().definition.name}@{future.result().definition.version}": (
-                asdict(future.result().pool.stats())
-            )
-            for future in self._served.values()
-            if future.done() and not future.exception()
-        }
+        pools = {}
+        for future in self._served.values():
+            if future.done() and not future.exception():
+                served = future.result()
+                figures = asdict(served.pool.stats())
+                del figures["recent_waits_s"]
+                pools[f"{served.definition.name}@{served.definition.version}"] = figures
         return {"worker": self.id, "server": self.server, "sessions": pools}
 
     # -- what a call needs ------------------------------------------------------------------

@@ -36,6 +36,8 @@ REPLY_EVERY_S: Final = 0.1
 SCHEDULE_EVERY_S: Final = 5.0
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RESEND_LIMIT: Final = 500
+IN_FLIGHT: Final = 64
+IN_FLIGHT_PATIENCE: Final = 10
 
 
 class CallFailed(Exception):
@@ -105,10 +107,14 @@ class StewardRuntime:
         waiting = await self.client.queue_lengths(list(overdue))
         for server, queued in overdue.items():
             missing = min(queued - waiting[server], RESEND_LIMIT)
+            # A few are always between queue and claim; while others wait, those get more time.
+            in_flight = waiting[server] > 0 and missing <= IN_FLIGHT
+            late = age * IN_FLIGHT_PATIENCE if in_flight else age
             if missing > 0:
-                lost = await leases.take_overdue(self.database, server, age, missing)
+                lost = await leases.take_overdue(self.database, server, late, missing)
                 await self._send(lost)
-                logger.warning("sent %d calls of %s again", len(lost), server)
+                if lost:
+                    logger.warning("sent %d calls of %s again", len(lost), server)
 
     async def reply(self) -> None:
         """Store the end of calls that raw Celery clients submitted as their tasks' results."""

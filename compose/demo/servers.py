@@ -117,7 +117,7 @@ class TimeOverHttp:
         """Start it; return when it accepts connections, raise `TimeoutError` if it does not."""
         await self._process.start()
         async with asyncio.timeout(ANSWERS_WITHIN_S):
-            while not _accepts(self.port):
+            while not accepts(self.port):
                 await asyncio.sleep(0.05)
 
     async def stop(self) -> None:
@@ -125,7 +125,8 @@ class TimeOverHttp:
         await self._process.stop()
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
+    """Say whether somebody listens on a loopback port."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
         return True
     return False

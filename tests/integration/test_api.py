@@ -670,6 +670,7 @@ async def _no_listeners(redis: Redis, channel: str) -> bool:
         (b'{"tool": "a", "tool": "b"}', "the key 'tool' occurs twice"),
         (b'{"tool": "a", "arguments": {"x": {"y": 1, "y": 2}}}', "the key 'y' occurs twice"),
         (b'{"tool": "a", "arguments": {"x": NaN}}', "NaN is not JSON"),
+        (b'{"tool": "a", "arguments": {"x": 1e999}}', "1e999 is too large a number"),
         (b'{"tool": "\xff"}', "not UTF-8"),
         (b'{"tool": "a", "arguments": {"x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}}", "too deep"),
         (b'{"tool": 1}', "body.tool"),

@@ -1,0 +1,1 @@
+"""The benchmark: what the fleet adds to a call, measured beside what it is compared with."""

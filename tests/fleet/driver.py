@@ -1,0 +1,224 @@
+"""A whole fleet as its callers see it, and what the servers behind it wrote down."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+from compose.local import LocalFleet
+from registry import calls
+from registry.database import Database
+from registry.settings import Settings
+from tests.waiting import until
+
+SERVERS = Path(__file__).parents[1] / "servers"
+READ = ("echo", "add", "sleep", "meta", "header", "big", "block", "fail")
+ENVIRONMENT = {
+    "TOOLFLEET_WORKER_LEASE": "3",
+    "TOOLFLEET_RESEND_AFTER": "1",
+    "TOOLFLEET_MAX_RESULT_BYTES": "100000",
+}
+LIMIT_S = 30
+
+
+class Journal:
+    """What an echo server did, by token."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def events(self, token: str) -> list[str]:
+        """Return the events of one call, in order."""
+        return [entry["event"] for entry in self.entries(token)]
+
+    def pids(self, token: str) -> list[int]:
+        """Return the processes that started a call."""
+        return [it["pid"] for it in self.entries(token) if it["event"] == "started"]
+
+    def entries(self, token: str | None = None) -> list[dict[str, Any]]:
+        """Return every entry, or those of one call."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        found = [json.loads(line) for line in lines]
+        return [entry for entry in found if token in (None, entry["token"])]
+
+    async def saw(self, event: str, *tokens: str) -> None:
+        """Return once the server has noted an event of each of these calls."""
+        await until(lambda: all(event in self.events(token) for token in tokens))
+
+
+@dataclass
+class Fleet:
+    """A running fleet: its processes, an operator's client, and the record behind it."""
+
+    local: LocalFleet
+    http: httpx2.AsyncClient
+    flower: httpx2.AsyncClient
+    database: Database
+    folder: Path
+
+    def journal(self, server: str) -> Journal:
+        """Return the journal of an echo server."""
+        return Journal(self.folder / f"{server}.journal")
+
+    def echo(self, name: str, *flags: str, **rest: Any) -> dict[str, Any]:
+        """Return the definition of an echo server over stdio that keeps a journal."""
+        return {
+            "name": name,
+            "transport": "stdio",
+            "command": sys.executable,
+            "args": [str(SERVERS / "echo.py"), "--journal", str(self.journal(name).path), *flags],
+            "tools": {tool: {"delivery": "read"} for tool in READ},
+            **{"pool": {"min_idle": 1, "max_size": 4}, **rest},
+        }
+
+    @asynccontextmanager
+    async def echo_http(
+        self, name: str, *flags: str, **rest: Any
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Run an echo server over HTTP; yield its definition."""
+        script = str(SERVERS / "echo.py")
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, script, "--http", "0", "--journal", self.journal(name).path, *flags,
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                port = int(await process.stdout.readline())
+            definition = self.echo(name, **rest)
+            del definition["command"], definition["args"]
+            yield {**definition, "transport": "http", "url": f"http://127.0.0.1:{port}/mcp"}
+        finally:
+            process.kill()
+            await process.wait()
+
+    async def serve(self, *definitions: dict[str, Any]) -> None:
+        """Register servers; return once their workers are ready and their tools are listed."""
+        names = [definition["name"] for definition in definitions]
+        for definition in definitions:
+            answer = await self.http.post("/v1/servers", json=definition)
+            assert answer.status_code == 201, answer.text
+        await self.local.wait_ready(names)
+        for name in names:
+            await until(lambda name=name: self.fresh(name), within_s=LIMIT_S)  # type: ignore[misc]
+
+    async def fresh(self, name: str) -> bool:
+        """Say whether a server's tools are known."""
+        return not (await self.http.get(f"/v1/servers/{name}")).json()["stale"]
+
+    async def run(self, tenant: str = "acme", **rest: Any) -> dict[str, Any]:
+        """Start a run."""
+        answer = await self.http.post("/v1/runs", json={"tenant": tenant, **rest})
+        assert answer.status_code == 201, answer.text
+        return answer.json()  # type: ignore[no-any-return]
+
+    async def ask(
+        self, run: dict[str, Any], tool: str, *, wait_s: int = 0, **arguments: Any
+    ) -> httpx2.Response:
+        """Submit a call; return the API's answer as it is."""
+        return await self.http.post(
+            f"/v1/runs/{run['id']}/calls",
+            json={"tool": tool, "arguments": arguments},
+            headers={"prefer": f"wait={wait_s}"} if wait_s else {},
+        )
+
+    async def submit(self, run: dict[str, Any], tool: str, **arguments: Any) -> str:
+        """Submit a call; return its id."""
+        answer = await self.ask(run, tool, **arguments)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    async def call(self, run: dict[str, Any], tool: str, **arguments: Any) -> dict[str, Any]:
+        """Make a call; return it once it has ended."""
+        answer = await self.ask(run, tool, wait_s=LIMIT_S, **arguments)
+        assert answer.status_code == 200, answer.text
+        return answer.json()  # type: ignore[no-any-return]
+
+    async def ended(self, call_id: str) -> dict[str, Any]:
+        """Return a call once it has ended."""
+        answer = await self.http.get(f"/v1/calls/{call_id}", params={"wait": LIMIT_S})
+        assert answer.json().get("ended_at"), answer.text
+        return answer.json()  # type: ignore[no-any-return]
+
+    async def cancel(self, call_id: str) -> str:
+        """Stop a call; return the API's answer."""
+        answer = await self.http.post(f"/v1/calls/{call_id}/cancel")
+        return str(answer.json()["answer"])
+
+    async def workers_of(self, *call_ids: str) -> list[str]:
+        """Return the worker that had each call last."""
+        rows = await calls.read(self.database, call_ids)
+        return [rows[call_id]["worker_id"] for call_id in call_ids]
+
+    def worker(self, server: str) -> psutil.Process:
+        """Return the process of a server's one worker."""
+        (pid,) = self.local.workers()[server]
+        return psutil.Process(pid)
+
+    @asynccontextmanager
+    async def without(self, child: str) -> AsyncIterator[None]:
+        """Keep a part of the fleet down for a while; it comes back at the end."""
+        await self.local.children[child].stop()
+        try:
+            yield
+        finally:
+            await self.local.children[child].start()
+
+
+@asynccontextmanager
+async def running(folder: Path, **options: Any) -> AsyncIterator[Fleet]:
+    """Run a fleet with everything in it."""
+    settings = Settings(data_dir=folder / "data", database_url="", redis_url="")
+    options = {"environment": ENVIRONMENT, **options}
+    local = LocalFleet(settings, free_ports=True, durable=False, **options)
+    async with local:
+        headers = {"authorization": f"Bearer {local.operator_key}"}
+        database = Database(local.database_url)
+        async with (
+            httpx2.AsyncClient(base_url=local.api_url, headers=headers, timeout=60) as http,
+            httpx2.AsyncClient(
+                base_url=local.flower_url,
+                auth=httpx2.BasicAuth("operator", local.operator_key),
+                timeout=60,
+            ) as flower,
+        ):
+            yield Fleet(local, http, flower, database, folder)
+        await database.close()
+
+
+async def script(code: str, *arguments: str) -> str:
+    """Run Python in a process of its own that knows nothing of this product; return its output."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-c", code, *arguments, cwd="/", stdout=subprocess.PIPE
+    )
+    async with asyncio.timeout(LIMIT_S):
+        output, _ = await process.communicate()
+    assert process.returncode == 0
+    return output.decode()
+
+
+def family() -> set[psutil.Process]:
+    """Return every living process that descends from this one."""
+    return {it for it in psutil.Process().children(recursive=True) if _lives(it)}
+
+
+def living(processes: Sequence[psutil.Process] | set[psutil.Process]) -> set[psutil.Process]:
+    """Return those of these processes that still live."""
+    return {it for it in processes if _lives(it)}
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
