@@ -428,6 +428,20 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "Whatever a server says in an error can be stored: nothing is lost over a NUL.",
     ),
     "settings:durations": ("design 5", "A duration is given in seconds or as ISO 8601."),
+    # --- the asyncio pool (tests/integration/test_aio_pool.py)
+    "pool:revoke-one": ("design D4", "A revoke with terminate cancels exactly one coroutine."),
+    "pool:time-limit": ("design D3", "Celery's time limits cancel the coroutine they are about."),
+    "pool:failure": ("design D3", "A coroutine's exception is its task's failure."),
+    "pool:concurrency": (
+        "design D3",
+        "No more coroutines run than the pool has slots, and `inspect` tells which.",
+    ),
+    "pool:drain": ("design D3", "A warm shutdown ends every coroutine and then the process."),
+    "pool:cold-shutdown": (
+        "design D3",
+        "A cold shutdown cancels what runs and leaves its message to the next worker.",
+    ),
+    "pool:queued-revoke": ("design D4", "A revoked task that waits in the queue never starts."),
     # --- whole fleets (tests/fleet)
     "stop:reaches-the-server": (
         "issue, done when",
@@ -450,6 +464,31 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "Whatever a server does wrong, its calls end in a typed error that says what happened.",
     ),
     "fleet:many-at-once": ("issue", "Concurrent calls each get their own answer."),
+    "fleet:kill-9": (
+        "issue, done when",
+        "A worker killed in mid-call: a read finishes elsewhere, a write ends outcome_unknown and "
+        "happened at most once.",
+    ),
+    "fleet:redis-emptied": (
+        "issue, done when",
+        "Redis emptied with calls queued or under way: all end, and none happens twice.",
+    ),
+    "fleet:redis-away": (
+        "issue, bad input",
+        "While Redis is away calls are accepted and stops work; the calls run when it is back.",
+    ),
+    "fleet:drain": (
+        "issue, workers",
+        "A warm shutdown lets running calls finish and gives the waiting ones to the next worker.",
+    ),
+    "fleet:cold-shutdown": (
+        "issue, workers",
+        "A cold shutdown cancels running calls at their servers and leaves no process.",
+    ),
+    "fleet:postgres-restarts": (
+        "issue, bad input",
+        "A call that ends while Postgres is away is recorded once it is back.",
+    ),
 }
 
 

@@ -24,3 +24,12 @@ async def until(
         if time.monotonic() > deadline:
             raise AssertionError(f"{look} still gave {seen!r} after {within_s:g} s")
         await asyncio.sleep(every_s)
+
+
+def until_true(look: Callable[[], bool], what: str, *, within_s: float = 20.0) -> None:
+    """Return when ``look`` holds, for tests without a loop; fail with ``what`` when it does not."""
+    deadline = time.monotonic() + within_s
+    while not look():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"it was not so within {within_s:g} s that {what}")
+        time.sleep(0.02)

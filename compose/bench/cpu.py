@@ -9,7 +9,7 @@ import psutil
 
 FLEET = ("api", "worker", "steward", "flower", "postgres", "redis")
 """The fleet's own parts; the MCP servers and whoever calls are not among them."""
-OTHERS = ("echo servers", "caller", "celery")
+OTHERS = ("echo", "caller", "celery")
 PARTS = FLEET + OTHERS
 
 Spent = dict[str, float]
@@ -28,7 +28,7 @@ class Meter:
         """
         spent = dict.fromkeys(PARTS, 0.0)
         for part, pids in self._roots().items():
-            kin = "echo servers" if part in ("worker", "caller") else part
+            kin = "echo" if part in ("worker", "caller") else part
             for pid in pids:
                 with suppress(psutil.NoSuchProcess):
                     root = psutil.Process(pid)

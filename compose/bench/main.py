@@ -20,7 +20,7 @@ from compose.bench.rounds import FULL, QUICK, Measured, Plan, open_all, play_rou
 
 RESULTS = Path("bench-results")
 WIDTH = 150
-CALLS, NOOPS = "fleet, stdio echo, ledger included", "Celery no-op, threads pool"
+CALLS, NOOPS = "fleet, stdio", "Celery no-op, threads"
 
 
 def run(arguments: Sequence[str] = ()) -> int:

@@ -78,12 +78,12 @@ def deep_table(drains: dict[str, list[Drained]]) -> Table:
     """Return how fast one worker process drained its queue."""
     table = Table(title="One worker process draining a deep queue", title_justify="left")
     table.add_column("what", no_wrap=True)
-    for column in ("calls", "calls/s, median", "by round"):
+    for column in ("queued", "calls/s, median", "by round"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, drained in drains.items():
         rates = [one.rate for one in drained]
         shown = ", ".join(f"{rate:.0f}" for rate in rates)
-        table.add_row(name, str(sum(one.calls for one in drained)), f"{median(rates):.0f}", shown)
+        table.add_row(name, str(drained[0].calls), f"{median(rates):.0f}", shown)
     return table
 
 

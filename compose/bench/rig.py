@@ -154,7 +154,7 @@ def _meter(fleet: LocalFleet, caller: Caller, celery: Process, echo_http: Proces
             "worker": [pid for workers in fleet.workers().values() for pid in workers],
             "caller": [caller.pid],
             "celery": [celery.pid] if celery.pid else [],
-            "echo servers": [echo_http.pid] if echo_http.pid else [],
+            "echo": [echo_http.pid] if echo_http.pid else [],
         }
 
     return Meter(roots)

@@ -95,13 +95,11 @@ class Fleet:
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def open(self) -> None:
-        """Connections are opened as they are needed, and kept."""
+        """Do nothing: connections are opened as they are needed, and kept."""
 
     async def call(self) -> None:
         """Send the request, read the answer; raise `RuntimeError` unless the call succeeded."""
-        reader, writer = (
-            self._idle.pop() if self._idle else await asyncio.open_connection(*self._address)
-        )
+        reader, writer = await self._connection()
         writer.write(self._request)
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
@@ -111,6 +109,15 @@ class Fleet:
         ):
             raise RuntimeError(f"the fleet answered {head[:15]!r}: {body[:300]!r}")
         self._idle.append((reader, writer))
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return an idle connection that the server has not closed meanwhile, or a new one."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(*self._address)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -126,7 +133,7 @@ class Noop:
         self._threads = ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="celery")
 
     async def open(self) -> None:
-        """Connections are opened as they are needed, and kept."""
+        """Do nothing: connections are opened as they are needed, and kept."""
 
     async def call(self) -> None:
         """Send one task and wait for its result."""

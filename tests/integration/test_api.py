@@ -739,6 +739,7 @@ async def test_a_failure_inside_says_nothing_of_the_inside(
     assert (problem["code"], problem["status"]) == ("internal", 500)
     assert "is_error" not in answer.text
     assert run["id"] not in answer.text
+    assert (await api.http.get("/healthz")).status_code == 200  # on the same connection
 
 
 # -- parts that are away --------------------------------------------------------------------
