@@ -7,6 +7,7 @@ stores for each version, and what a worker reads to size its pool.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -181,6 +182,11 @@ def queue_name(server: str) -> str:
 
 def parse_definition(document: Any) -> ServerDefinition:
     """Validate a definition; raise `invalid_definition` naming each field that is wrong."""
+    if "\\u0000" in json.dumps(document, default=str):
+        raise FleetError(
+            Code.INVALID_DEFINITION,
+            "the server definition holds a NUL character: nothing can use it",
+        )
     try:
         return ServerDefinition.model_validate(document)
     except ValidationError as error:

@@ -49,6 +49,7 @@ def prepare(run: Run, wish: Wish, settings: Settings) -> NewCall:
         raise FleetError(Code.INVALID_REQUEST, "the idempotency key contains a NUL character")
     tool = run.find(wish.tool)
     refuse_unapproved(tool.name, approval=tool.approval)
+    arguments_digest = _digest(tool.name, wish.arguments)  # refuses what is no JSON
     size = len(to_json(wish.arguments))
     if size > settings.max_arguments_bytes:
         raise FleetError(
@@ -70,7 +71,7 @@ def prepare(run: Run, wish: Wish, settings: Settings) -> NewCall:
         delivery=tool.delivery,
         call_timeout_s=tool.timeout_s,
         arguments=wish.arguments,
-        arguments_digest=_digest(tool.name, wish.arguments),
+        arguments_digest=arguments_digest,
         deadline_s=_deadline_s(wish, settings),
         idempotency_key=wish.idempotency_key,
         traceparent=wish.traceparent,

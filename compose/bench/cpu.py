@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
@@ -39,6 +40,25 @@ class Meter:
                         with suppress(psutil.NoSuchProcess):
                             spent[kin] += _with_ended_children(child)
         return spent
+
+
+class Neighbours:
+    """How many cores were busy with what is not ours, from its making to the question."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._started = (time.monotonic(), _busy_s(), meter.read())
+
+    def cores(self) -> float:
+        """Return the mean number of cores that others kept busy."""
+        since, busy, ours = self._started
+        spent = sum(between(ours, self._meter.read()).values())
+        return max(0.0, _busy_s() - busy - spent) / (time.monotonic() - since)
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    return float(times.user + times.system)
 
 
 def _with_ended_children(process: psutil.Process) -> float:

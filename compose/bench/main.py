@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from compose.bench import report
+from compose.bench.cpu import Neighbours
 from compose.bench.deep import Drained, drain_celery, drain_fleet
 from compose.bench.rig import SESSIONS, Rig, running
 from compose.bench.rounds import FULL, QUICK, Measured, Plan, open_all, play_round, subjects
@@ -49,7 +50,9 @@ async def _bench(folder: Path, console: Console, options: argparse.Namespace) ->
     figures: report.Figures = {}
     drains: dict[str, list[Drained]] = {CALLS: [], NOOPS: []}
     async with running(folder, options.sessions) as rig:
+        neighbours = Neighbours(rig.meter)
         await _measure(rig, plan, console, figures, drains)
+        facts["cores_used_by_others"] = round(neighbours.cores(), 2)
     reached = report.goals(figures, drains)
     setup = {"plan": vars(plan), "sessions_per_server": options.sessions}
     body = report.as_json(facts, setup, figures, drains, reached)
@@ -88,7 +91,9 @@ def _show(
 ) -> None:
     console.print(
         f"\n{facts['cores']} cores ({facts['cpu']}), Python {facts['python']}; "
-        f"{sessions} warm sessions per server, not recycled during the run"
+        f"{sessions} warm sessions per server, not recycled during the run; others on this machine "
+        f"kept {facts['cores_used_by_others']} cores busy meanwhile",
+        soft_wrap=True,
     )
     for table in (
         report.latency_table(figures),

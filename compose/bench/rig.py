@@ -140,9 +140,6 @@ async def _register(rig: Rig, port: int) -> None:
     for definition in rig.definitions.values():
         (await rig.api.post("/v1/servers", json=definition)).raise_for_status()
     await rig.fleet.wait_ready(rig.definitions)
-    for name in rig.definitions:
-        refreshed = await rig.api.post(f"/v1/servers/{name}/refresh", headers={"Prefer": "wait=20"})
-        refreshed.raise_for_status()
 
 
 def _meter(fleet: LocalFleet, caller: Caller, celery: Process, echo_http: Process) -> Meter:

@@ -60,7 +60,7 @@ async def _show(folder: Path, checks: Checks, console: Console) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, playing.cancel)
     census = Census()
     census.start()
-    with checks.act("A fleet, its servers and its end"):
+    with checks.act("A whole fleet, started"):
         await _play(folder, checks, console)
     seen, alive = await census.survivors()
     checks.check(
