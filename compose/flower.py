@@ -16,6 +16,8 @@ def run_flower() -> None:
     """
     from workers.celery_app import app
 
+    # Flower knows how to look into queues by the transport's name, and this is Redis to it.
+    app.conf.broker_transport = "redis"
     # Through the environment: every user of the machine can read arguments.
     if auth := os.environ.get("TOOLFLEET_FLOWER_AUTH"):
         os.environ["FLOWER_BASIC_AUTH"] = auth

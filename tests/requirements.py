@@ -489,6 +489,32 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "issue, bad input",
         "A call that ends while Postgres is away is recorded once it is back.",
     ),
+    "fleet:leaves-no-process": (
+        "issue, goals",
+        "When a fleet has stopped, no process of its tree is alive.",
+    ),
+    "fleet:starts-without-postgres": (
+        "issue, bad input",
+        "An API that starts without Postgres refuses with a typed 503 and recovers by itself.",
+    ),
+    "celery:submit": (
+        "issue, API",
+        "A plain Celery client submits, gets the redacted result or the error, and a message "
+        "delivered twice is one call.",
+    ),
+    "celery:nothing-private": (
+        "design D1",
+        "Neither arguments nor results of calls lie in Redis.",
+    ),
+    "celery:flower": (
+        "issue, Flower",
+        "Flower shows tools' names and a queue per server, no arguments and no results, to the "
+        "operator alone.",
+    ),
+    "celery:inspect": (
+        "issue, workers",
+        "`inspect active` and `inspect stats` tell which calls run and which sessions there are.",
+    ),
 }
 
 

@@ -32,6 +32,7 @@ from celery.app.trace import trace_task
 from celery.concurrency.base import BasePool
 from celery.exceptions import Terminated
 from celery.utils.log import get_logger
+from celery.worker.request import Request
 
 logger = get_logger(__name__)
 
@@ -77,6 +78,8 @@ class Job:
         self.state = JobState.RUNNING
         self.announced = False
         """Celery has announced the end itself (revoked, hard time limit): nothing is to follow."""
+        self.terminated_by = USER
+        """Who `terminate` acts for: whoever revoked the request, or a cold shutdown."""
         self.reason: str | None = None
         """Why the coroutine is being cancelled, once it is; the first reason stands."""
         self.task: asyncio.Task[Any] | None = None
@@ -86,7 +89,7 @@ class Job:
         """Cancel this coroutine and no other (called by Celery's revoke, in its thread)."""
         if self.state is not JobState.ENDED:
             self.announced = True
-            self._pool.loop.call_soon_threadsafe(self.cancel, USER)
+            self._pool.loop.call_soon_threadsafe(self.cancel, self.terminated_by)
 
     def cancel(self, reason: str) -> None:
         """Cancel the coroutine and say why (in the loop's thread); later reasons are dropped."""
@@ -300,10 +303,22 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         return info
 
 
+class CoroutineRequest(Request):  # type: ignore[misc]
+    """A request that tells a cold shutdown, which nobody asked for, from a revoke."""
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        """Cancel the request because the worker stops at once."""
+        job = self._apply_result() if self._apply_result is not None else None
+        if job is not None:
+            job.terminated_by = DRAIN
+        super().cancel(pool, signal, emit_retry)
+
+
 class CoroutineTask(Task):  # type: ignore[misc]
     """A Celery task whose body is the coroutine method ``coroutine(request, *args, **kwargs)``."""
 
     abstract = True
+    Request = CoroutineRequest
 
     async def coroutine(self, request: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Do the work, on the pool's loop."""

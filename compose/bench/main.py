@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def run(arguments: Sequence[str] = ()) -> int:
     folder = Path(tempfile.mkdtemp(prefix="toolfleet-bench-"))
     try:
         return asyncio.run(_bench(folder, console, options))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     finally:
         if not options.keep:
@@ -44,6 +45,9 @@ def run(arguments: Sequence[str] = ()) -> int:
 
 
 async def _bench(folder: Path, console: Console, options: argparse.Namespace) -> int:
+    measuring = asyncio.current_task()
+    assert measuring is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, measuring.cancel)
     plan = QUICK if options.quick else FULL
     began = time.monotonic()
     facts = report.machine()
