@@ -1,4 +1,4 @@
-"""A registry with a server, a run and calls in it, for tests that take a worker's part themselves."""
+"""A registry with a server, a run and calls in it, for tests that take a worker's part."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ def definition(name: str = "demo", **rest: Any) -> ServerDefinition:
 async def register(database: Database, server: ServerDefinition, *tools: dict[str, Any]) -> int:
     """Register a server with its tools listed; return its version's id."""
     version = await catalog.add_server(database, server, actor="test")
-    await ingest.ingest(
-        database, version, server, tools or [listed(tool) for tool in DELIVERIES]
-    )
+    await ingest.ingest(database, version, server, tools or [listed(tool) for tool in DELIVERIES])
     return version
 
 
@@ -87,9 +85,7 @@ class Ledger:
 
     async def finish(self, claim: Claim, state: CallState = CallState.SUCCEEDED) -> bool:
         """End a claimed call; say whether the claim still held."""
-        (kept,) = await calls.finish(
-            self.database, WORKER, [Ending(claim.id, claim.fence, state)]
-        )
+        (kept,) = await calls.finish(self.database, WORKER, [Ending(claim.id, claim.fence, state)])
         return kept
 
     async def row(self, call_id: str) -> dict[str, Any]:

@@ -312,7 +312,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "api:documented": ("design 5", "The OpenAPI document shows every route and its body."),
     # --- the ledger (tests/integration/test_calls.py, test_steward_leases.py)
-    "calls:row-first": ("design D1", "A call is a row, with its audit line, before it is a message."),
+    "calls:row-first": (
+        "design D1",
+        "A call is a row, with its audit line, before it is a message.",
+    ),
     "calls:idempotent-submit": (
         "design 4, step 2",
         "One idempotency key of a tenant is one call, however often and at once it is submitted.",
@@ -397,7 +400,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "A tool's model-facing name is prefixed, legal everywhere, stable and its own.",
     ),
     "tools:digests": ("issue, registry", "Equal tools have equal digests, different ones do not."),
-    "tools:delivery": ("design D5", "The operator, not the server alone, decides a delivery class."),
+    "tools:delivery": (
+        "design D5",
+        "The operator, not the server alone, decides a delivery class.",
+    ),
     "tools:rules": ("design 5", "A tool's rule sets its timeout and can hide it."),
     "schemas:arguments": (
         "issue, bad input",
@@ -445,8 +451,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     # --- whole fleets (tests/fleet)
     "stop:reaches-the-server": (
         "issue, done when",
-        "Celery's revoke, Flower and the API each stop a running call: the server observes the "
-        "cancellation, the neighbours live on.",
+        (
+            "Celery's revoke, Flower and the API each stop a running call: the server observes the "
+            "cancellation, the neighbours live on."
+        ),
     ),
     "stop:run": ("design D4", "Cancelling a run stops all its calls and no other run's."),
     "fleet:transports": (
@@ -466,8 +474,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "fleet:many-at-once": ("issue", "Concurrent calls each get their own answer."),
     "fleet:kill-9": (
         "issue, done when",
-        "A worker killed in mid-call: a read finishes elsewhere, a write ends outcome_unknown and "
-        "happened at most once.",
+        (
+            "A worker killed in mid-call: a read finishes elsewhere, a write ends "
+            "outcome_unknown and happened at most once."
+        ),
     ),
     "fleet:redis-emptied": (
         "issue, done when",
@@ -499,8 +509,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "celery:submit": (
         "issue, API",
-        "A plain Celery client submits, gets the redacted result or the error, and a message "
-        "delivered twice is one call.",
+        (
+            "A plain Celery client submits, gets the redacted result or the error, and a message "
+            "delivered twice is one call."
+        ),
     ),
     "celery:nothing-private": (
         "design D1",
@@ -508,8 +520,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "celery:flower": (
         "issue, Flower",
-        "Flower shows tools' names and a queue per server, no arguments and no results, to the "
-        "operator alone.",
+        (
+            "Flower shows tools' names and a queue per server, no arguments and no results, to the "
+            "operator alone."
+        ),
     ),
     "celery:inspect": (
         "issue, workers",

@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, overload
 
 Seen = TypeVar("Seen")
 
 
+@overload
+async def until(
+    look: Callable[[], Awaitable[Seen]], *, within_s: float = ..., every_s: float = ...
+) -> Seen: ...
+@overload
+async def until(
+    look: Callable[[], Seen], *, within_s: float = ..., every_s: float = ...
+) -> Seen: ...
 async def until(
     look: Callable[[], Awaitable[Seen] | Seen], *, within_s: float = 20.0, every_s: float = 0.02
 ) -> Seen:

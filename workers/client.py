@@ -1,8 +1,8 @@
 """The one door to the workers: send a call's message, ask for a stop, look at queues.
 
-Celery's producer is synchronous, so it has one thread of its own; what arrives while it is busy is
-sent as one batch. A message that cannot be sent is no error to the caller: the row is committed,
-and the steward sends it again.
+Messages that arrive together are pushed together. One that cannot be sent is no error to the
+caller: the row is committed, and the steward sends it again. Revokes are rare and go through
+Celery's synchronous control channel, in a thread of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from celery import Celery
 from kombu.exceptions import KombuError
@@ -30,17 +30,11 @@ from workers.signals import (
     connect,
     queue_length,
 )
+from workers.transport import Composer
 
 __all__ = ["ENDED_CHANNEL", "PROGRESS_CHANNEL", "FleetClient", "Message"]
 
 logger = logging.getLogger("toolfleet.client")
-
-SEND_ATTEMPTS: Final = {
-    "max_retries": 1,
-    "interval_start": 0,
-    "interval_step": 0.1,
-    "interval_max": 0.1,
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,8 @@ class FleetClient:
         self.redis: Redis = connect(redis_url)
         self.signals = Signals(self.redis)
         self._celery = celery
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="celery-send")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="celery-control")
+        self._composer = Composer(celery)
         self._sends: GroupCommit[Message, bool] = GroupCommit(self._send_batch)
 
     async def send(self, message: Message) -> bool:
@@ -90,7 +85,7 @@ class FleetClient:
         return await all_figures(self.redis)
 
     async def close(self) -> None:
-        """Close connections and the sending thread."""
+        """Close connections and the control thread."""
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
         await self.redis.aclose()
 
@@ -101,22 +96,22 @@ class FleetClient:
             logger.warning("revoke not sent: %s", type(error).__name__)
 
     async def _send_batch(self, batch: Sequence[Message]) -> list[bool]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._send_all, batch)
-
-    def _send_all(self, batch: Sequence[Message]) -> list[bool]:
-        sent = []
+        by_queue: dict[str, list[str]] = {}
+        for message in batch:
+            queue, body = self._compose(message)
+            by_queue.setdefault(queue, []).append(body)
         try:
-            with self._celery.producer_pool.acquire(block=True, timeout=5) as producer:
-                for message in batch:
-                    self._send_one(producer, message)
-                    sent.append(True)
-        except (KombuError, RedisError, OSError) as error:
-            logger.warning("%d messages not sent: %s", len(batch) - len(sent), type(error).__name__)
-        return sent + [False] * (len(batch) - len(sent))
+            async with self.redis.pipeline(transaction=False) as pipe:
+                for queue, bodies in by_queue.items():
+                    pipe.lpush(queue, *bodies)
+                await pipe.execute()
+        except (RedisError, OSError) as error:
+            logger.warning("%d messages not sent: %s", len(batch), type(error).__name__)
+            return [False] * len(batch)
+        return [True] * len(batch)
 
-    def _send_one(self, producer: Any, message: Message) -> None:
-        self._celery.send_task(
+    def _compose(self, message: Message) -> tuple[str, str]:
+        return self._composer.compose(
             CALL_TASK,
             args=(message.id,),
             task_id=message.id,
@@ -129,7 +124,4 @@ class FleetClient:
             stamped_headers=[RUN_STAMP],
             **{RUN_STAMP: message.run_id},
             ignore_result=True,
-            retry=True,
-            retry_policy=SEND_ATTEMPTS,
-            producer=producer,
         )

@@ -175,8 +175,7 @@ class StewardRuntime:
             await asyncio.sleep(REPLY_EVERY_S)
 
     async def _send(self, unsent: list[leases.Unsent]) -> None:
-        for call in unsent:
-            await self.client.send(Message(**vars(call)))
+        await asyncio.gather(*(self.client.send(Message(**vars(call))) for call in unsent))
 
     async def _every(self, every_s: float, sweep: Callable[[], Awaitable[None]]) -> None:
         while True:

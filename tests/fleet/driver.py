@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,12 @@ class Fleet:
             "command": sys.executable,
             "args": [str(SERVERS / "echo.py"), "--journal", str(self.journal(name).path), *flags],
             "tools": {tool: {"delivery": "read"} for tool in READ},
-            **{"pool": {"min_idle": 1, "max_size": 4}, **rest},
+            "pool": {"min_idle": 1, "max_size": 4},
+            **rest,
         }
 
     @asynccontextmanager
-    async def echo_http(
-        self, name: str, *flags: str, **rest: Any
-    ) -> AsyncIterator[dict[str, Any]]:
+    async def echo_http(self, name: str, *flags: str, **rest: Any) -> AsyncIterator[dict[str, Any]]:
         """Run an echo server over HTTP; yield its definition."""
         script = str(SERVERS / "echo.py")
         process = await asyncio.create_subprocess_exec(
@@ -110,7 +110,7 @@ class Fleet:
             assert answer.status_code == 201, answer.text
         await self.local.wait_ready(names)
         for name in names:
-            await until(lambda name=name: self.fresh(name), within_s=LIMIT_S)  # type: ignore[misc]
+            await until(partial(self.fresh, name), within_s=LIMIT_S)
 
     async def fresh(self, name: str) -> bool:
         """Say whether a server's tools are known."""

@@ -22,13 +22,13 @@ WORKERS = {"twin": 2}
 
 
 @pytest.fixture(scope="module")
-async def fleet(empty_fleet: Fleet) -> AsyncIterator[Fleet]:
+async def fleet(empty_fleet: Fleet) -> Fleet:
     fleet = empty_fleet
     await fleet.serve(
         fleet.echo("twin", pool={"min_idle": 1, "max_size": 2}),
         fleet.echo("solo", pool={"min_idle": 1, "max_size": 1}),
     )
-    yield fleet
+    return fleet
 
 
 @pytest.fixture(autouse=True)

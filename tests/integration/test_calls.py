@@ -314,9 +314,7 @@ async def test_a_call_that_has_ended_cannot_be_stopped(ledger: Ledger) -> None:
 async def test_a_stop_says_nothing_about_other_tenants_calls(ledger: Ledger) -> None:
     call_id = await ledger.submit()
     unknown = str(uuid.uuid4())
-    answers = await calls.stop(
-        ledger.database, [call_id, unknown], actor="test", tenant="other"
-    )
+    answers = await calls.stop(ledger.database, [call_id, unknown], actor="test", tenant="other")
     assert answers == {}
     assert await ledger.state(call_id) is CallState.QUEUED
 

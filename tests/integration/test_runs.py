@@ -126,9 +126,7 @@ async def test_ending_a_run_names_its_unfinished_calls(database: Database) -> No
         await ledger.running(),
     )
     await ledger.finish(done)
-    changed, unfinished = await runs.end_run(
-        database, ledger.run.id, cancel=True, actor="test"
-    )
+    changed, unfinished = await runs.end_run(database, ledger.run.id, cancel=True, actor="test")
     assert changed
     assert sorted(unfinished) == sorted([queued, running.id])
     assert await calls.stops_of(database, "worker-of-the-test") == [running.id]
@@ -151,8 +149,13 @@ async def test_a_run_ends_once_but_a_closed_one_can_be_cancelled(
     run_id = ledger.run.id
     await runs.end_run(database, run_id, cancel=first == "cancel", actor="test")
     changed, _ = await runs.end_run(database, run_id, cancel=second == "cancel", actor="test")
-    events = [row[0] for row in await ledger.sql("SELECT event FROM audit WHERE run_id = :id"
-                                                 " AND event LIKE 'run.%' ORDER BY id", id=run_id)]
+    events = [
+        row[0]
+        for row in await ledger.sql(
+            "SELECT event FROM audit WHERE run_id = :id AND event LIKE 'run.%' ORDER BY id",
+            id=run_id,
+        )
+    ]
     assert changed is changes
     assert (await runs.get_run(database, run_id)).state == state
     assert len(events) == 2 + changes

@@ -33,7 +33,9 @@ class Writer:
         return [item * 2 for item in items]
 
 
-async def held(group: GroupCommit[int, int], writer: Writer, *items: int) -> list[asyncio.Task[int]]:
+async def held(
+    group: GroupCommit[int, int], writer: Writer, *items: int
+) -> list[asyncio.Task[int]]:
     """Return tasks that wait behind a first write that has not come back yet."""
     writer.open.clear()
     tasks = [asyncio.create_task(group.add(item)) for item in items]
@@ -95,7 +97,7 @@ async def test_a_caller_that_gives_up_costs_its_neighbours_nothing() -> None:
     impatient.cancel()
     writer.open.set()
     assert await patient == 4
-    assert sorted(sum(writer.batches, [])) == [1, 2]
+    assert sorted(item for batch in writer.batches for item in batch) == [1, 2]
 
 
 @requirement("database:group-commit")

@@ -1,4 +1,4 @@
-"""Errors as stored and sent: stable codes, and text that the record takes whatever a server said."""
+"""Errors as stored and sent: stable codes, and text that the record takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.requirements import requirement
 @requirement("errors:stable")
 @pytest.mark.parametrize("code", list(Code))
 def test_an_error_survives_being_stored(code: Code) -> None:
-    error = FleetError(code, "what happened", hint="what to do", retry_after_s=1.5, details={"a": 1})
+    error = FleetError(
+        code, "what happened", hint="what to do", retry_after_s=1.5, details={"a": 1}
+    )
     assert FleetError.from_dict(error.as_dict()).as_dict() == error.as_dict()
 
 
@@ -30,4 +32,7 @@ def test_a_code_of_another_release_is_told_as_internal() -> None:
 def test_what_postgres_refuses_is_replaced_in_every_text_of_an_error() -> None:
     error = FleetError(Code.INTERNAL, "a\0b", details={"stderr": "c\0\ud800", "at": [1, "\0"]})
     body = error.as_dict()
-    assert (body["message"], body["details"]) == ("a\ufffdb", {"stderr": "c\ufffd?", "at": [1, "\ufffd"]})
+    assert (body["message"], body["details"]) == (
+        "a\ufffdb",
+        {"stderr": "c\ufffd?", "at": [1, "\ufffd"]},
+    )

@@ -61,7 +61,10 @@ def test_what_only_looks_like_it_stays(text: str) -> None:
 def test_every_string_of_a_result_is_read_whatever_its_place() -> None:
     mail = "a.person@example.com"
     body = {
-        "content": [{"type": "text", "text": mail}, {"type": "resource", "resource": {"text": mail}}],
+        "content": [
+            {"type": "text", "text": mail},
+            {"type": "resource", "resource": {"text": mail}},
+        ],
         "structuredContent": {"rows": [[mail, 1, None, True]]},
         "isError": False,
     }
@@ -105,6 +108,8 @@ def test_a_result_that_cannot_be_read_to_its_end_is_withheld() -> None:
 
 @requirement("redaction:refuses")
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("text", ["a" * 200_000 + "@", "1 " * 100_000, "A1" * 100_000, "a.b@" * 50_000])
+@pytest.mark.parametrize(
+    "text", ["a" * 200_000 + "@", "1 " * 100_000, "A1" * 100_000, "a.b@" * 50_000]
+)
 def test_no_text_stalls_the_redactor(text: str) -> None:
     redact_text(text)

@@ -78,7 +78,9 @@ def test_a_schema_makes_nobody_fetch_an_address() -> None:
 @pytest.mark.parametrize("pattern", [r"^(a+)+$", r"^(?=(a+)+$)a*$"])
 def test_a_hostile_pattern_stalls_nobody(pattern: str) -> None:
     with pytest.raises(FleetError):
-        check_arguments("demo_look", {"properties": {"t": {"pattern": pattern}}}, {"t": "a" * 60 + "!"})
+        check_arguments(
+            "demo_look", {"properties": {"t": {"pattern": pattern}}}, {"t": "a" * 60 + "!"}
+        )
 
 
 @requirement("schemas:results")
