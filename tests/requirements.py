@@ -172,15 +172,15 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     # --- sessions (tests/contract/test_sessions.py)
     "session:speaks-both-eras": (
-        "issue 2; reliability 0.1",
+        "reliability 0.1",
         "A session speaks 2026-07-28 where the server does, else a revision before it.",
     ),
     "session:calls": (
-        "issue 2",
+        "own decision",
         "A call over any transport returns what the tool answered, as the server wrote it.",
     ),
     "session:lists": (
-        "issue 2",
+        "own decision",
         "All pages of a server's tools are listed as the server wrote them.",
     ),
     "session:probes": (
@@ -188,7 +188,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "A session can be asked whether its server still answers.",
     ),
     "session:errors-are-typed": (
-        "issue 2, bad input",
+        "own decision",
         "A call without a result ends in a stable error code, and says if it was dispatched.",
     ),
     "session:times-out": (
@@ -200,7 +200,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "A cancelled call is cancelled at the server, and only there.",
     ),
     "session:bounds-results": (
-        "issue 2, bad input; goal 25",
+        "goal 25",
         "A result over the size limit is a typed error and does not fill the memory.",
     ),
     "session:closes": (
@@ -212,11 +212,11 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "Noise on stdout or stderr never costs a call its answer.",
     ),
     "session:last-words": (
-        "issue 2, bad input",
+        "own decision",
         "A server that does not start is quoted: its exit code and the end of its stderr.",
     ),
     "session:bounded-open": (
-        "issue 2, bad input",
+        "own decision",
         "A server that never answers, or is not there, is given up in time.",
     ),
     "session:dead-is-known": (
@@ -245,10 +245,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     # --- the HTTP API (tests/integration/test_api.py)
     "api:no-route-without-key": (
-        "issue, API",
+        "own decision",
         "No route but health answers without an API key.",
     ),
-    "api:key-expired": ("issue, bad input", "An expired key is refused as key_expired."),
+    "api:key-expired": ("own decision", "An expired key is refused as key_expired."),
     "api:keys": (
         "design 5",
         "A key is shown once, works at once, and is refused once it is revoked.",
@@ -271,7 +271,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "A waiting caller gets the call as the record has it, at its end or when time is over.",
     ),
     "api:submit-errors": (
-        "issue, bad input",
+        "own decision",
         "A call that cannot be taken is refused with a typed error and what to do.",
     ),
     "api:idempotency": (
@@ -295,11 +295,11 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "Whatever is wrong with a request is told as a problem document with a stable code.",
     ),
     "api:broker-away": (
-        "issue, bad input",
+        "own decision",
         "While Redis is away calls are taken, awaited and stopped all the same.",
     ),
     "api:store-away": (
-        "issue, bad input",
+        "own decision",
         "While Postgres is away the API runs, says that it is not ready, and refuses with 503.",
     ),
     "api:stops": (
@@ -307,7 +307,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "A stopping API process answers whoever waits, and ends, whatever is away.",
     ),
     "api:metrics": (
-        "issue, API",
+        "own decision",
         "The metrics show requests, queues, calls, workers, and each worker's own figures.",
     ),
     "api:documented": ("design 5", "The OpenAPI document shows every route and its body."),
@@ -320,7 +320,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "design 4, step 2",
         "One idempotency key of a tenant is one call, however often and at once it is submitted.",
     ),
-    "calls:open-runs-only": ("issue, bad input", "Only an open run takes calls."),
+    "calls:open-runs-only": ("own decision", "Only an open run takes calls."),
     "calls:claimed-once": ("design 4, step 4", "A call is claimed by one worker at a time."),
     "calls:never-claimed": (
         "design 4, Stop",
@@ -336,11 +336,11 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "calls:audited": ("design 4, step 10", "Every change of a call's state has its audit line."),
     "calls:result-as-it-came": (
-        "issue, contracts",
+        "own decision",
         "Any JSON that a tool returns is read from the record as it was written.",
     ),
     "calls:bounded-arguments": (
-        "issue, bad input",
+        "own decision",
         "Arguments and deadlines outside the limits are refused before they cost anything.",
     ),
     "stop:honest-answer": (
@@ -348,7 +348,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "A stop says what it could still do, and the record agrees, whoever won the race.",
     ),
     "stop:queued-never-runs": (
-        "issue, done when",
+        "own decision",
         "A queued call that is stopped never runs, also when all workers were down at the time.",
     ),
     "leases:by-delivery-class": (
@@ -358,11 +358,11 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "leases:dead-only": ("design D2", "Only the calls of workers without a lease are closed."),
     "leases:renewed": ("design D2", "A worker lives as long as it renews its lease in time."),
     "steward:expires": (
-        "issue, steward",
+        "own decision",
         "Queued calls end when their deadline passes, their run is cancelled or they are stopped.",
     ),
     "steward:resends": (
-        "issue, steward",
+        "own decision",
         "Committed calls that nobody claimed in time are sent again.",
     ),
     "steward:many": ("own decision", "Several stewards at once do each thing once."),
@@ -372,41 +372,41 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "runs:content-addressed": ("design D8", "Equal tools are one snapshot."),
     "runs:who-may-use": ("design 5", "A run has the tools that its tenant may use, and no other."),
     "runs:unknown-tool": (
-        "issue, bad input",
+        "own decision",
         "A tool that a run does not have is refused, the nearest ones named.",
     ),
     "runs:ended-once": ("design 5", "A run ends once, and only its own tenant ends it."),
     "runs:token": ("design D8", "A run token stands for its run until it expires, unforgeable."),
     "tools:collisions": (
-        "issue, registry",
+        "own decision",
         "Tools that would have one name are refused with a clear error.",
     ),
-    "ingest:changes": ("issue, registry", "A listing that changed is recorded with what changed."),
-    "ingest:immutable": ("issue, registry", "Tool versions never change, and equal ones are one."),
-    "ingest:scheduled": ("issue, steward", "Tools not listed for a while are listed again."),
-    "catalog:unique": ("issue, registry", "Server names and tool prefixes are unique."),
-    "catalog:versions": ("issue, registry", "A server version never changes; one is current."),
+    "ingest:changes": ("own decision", "A listing that changed is recorded with what changed."),
+    "ingest:immutable": ("own decision", "Tool versions never change, and equal ones are one."),
+    "ingest:scheduled": ("own decision", "Tools not listed for a while are listed again."),
+    "catalog:unique": ("own decision", "Server names and tool prefixes are unique."),
+    "catalog:versions": ("own decision", "A server version never changes; one is current."),
     "catalog:hides-values": ("reliability 4.2", "Values of environment and headers are not shown."),
     "migrations:models-equal-schema": (
         "style, migrations",
         "The migrated schema is what the models say.",
     ),
     "migrations:repeatable": ("own decision", "Migrating a migrated database changes nothing."),
-    "submit:replied-once": ("issue, API", "A raw Celery client gets its call's end, once."),
+    "submit:replied-once": ("own decision", "A raw Celery client gets its call's end, once."),
     # --- registry values (tests/unit/test_tools.py, test_schemas.py, test_redaction.py,
     #     test_outcome.py, test_database.py, test_errors.py)
     "tools:names": (
-        "issue, registry",
+        "own decision",
         "A tool's model-facing name is prefixed, legal everywhere, stable and its own.",
     ),
-    "tools:digests": ("issue, registry", "Equal tools have equal digests, different ones do not."),
+    "tools:digests": ("own decision", "Equal tools have equal digests, different ones do not."),
     "tools:delivery": (
         "design D5",
         "The operator, not the server alone, decides a delivery class.",
     ),
     "tools:rules": ("design 5", "A tool's rule sets its timeout and can hide it."),
     "schemas:arguments": (
-        "issue, bad input",
+        "own decision",
         "Arguments that do not fit are refused with the JSON path of each problem.",
     ),
     "schemas:hostile": ("reliability 4", "A server's schema neither stalls us nor makes us fetch."),
@@ -430,7 +430,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "database:json": ("own decision", "What is not JSON is never written as JSON."),
     "errors:stable": ("design 4", "Error codes are stable strings with a status and a retry rule."),
     "errors:storable": (
-        "issue, bad input",
+        "own decision",
         "Whatever a server says in an error can be stored: nothing is lost over a NUL.",
     ),
     "settings:durations": ("design 5", "A duration is given in seconds or as ISO 8601."),
@@ -450,7 +450,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "pool:queued-revoke": ("design D4", "A revoked task that waits in the queue never starts."),
     # --- whole fleets (tests/fleet)
     "stop:reaches-the-server": (
-        "issue, done when",
+        "own decision",
         (
             "Celery's revoke, Flower and the API each stop a running call: the server observes the "
             "cancellation, the neighbours live on."
@@ -458,57 +458,57 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "stop:run": ("design D4", "Cancelling a run stops all its calls and no other run's."),
     "fleet:transports": (
-        "issue, done when",
+        "own decision",
         "A call over stdio, legacy HTTP and 2026-07-28 HTTP succeeds.",
     ),
     "fleet:redacts": ("design 4, step 9", "Results are redacted before they are stored or sent."),
     "fleet:prewarmed": (
-        "issue, goals",
+        "own decision",
         "The first call after start-up spawns nothing on its path.",
     ),
     "fleet:recycles": ("guide", "Worn-out sessions are replaced, and their processes are gone."),
     "fleet:typed-ends": (
-        "issue, bad input",
+        "own decision",
         "Whatever a server does wrong, its calls end in a typed error that says what happened.",
     ),
-    "fleet:many-at-once": ("issue", "Concurrent calls each get their own answer."),
+    "fleet:many-at-once": ("own decision", "Concurrent calls each get their own answer."),
     "fleet:kill-9": (
-        "issue, done when",
+        "own decision",
         (
             "A worker killed in mid-call: a read finishes elsewhere, a write ends "
             "outcome_unknown and happened at most once."
         ),
     ),
     "fleet:redis-emptied": (
-        "issue, done when",
+        "own decision",
         "Redis emptied with calls queued or under way: all end, and none happens twice.",
     ),
     "fleet:redis-away": (
-        "issue, bad input",
+        "own decision",
         "While Redis is away calls are accepted and stops work; the calls run when it is back.",
     ),
     "fleet:drain": (
-        "issue, workers",
+        "own decision",
         "A warm shutdown lets running calls finish and gives the waiting ones to the next worker.",
     ),
     "fleet:cold-shutdown": (
-        "issue, workers",
+        "own decision",
         "A cold shutdown cancels running calls at their servers and leaves no process.",
     ),
     "fleet:postgres-restarts": (
-        "issue, bad input",
+        "own decision",
         "A call that ends while Postgres is away is recorded once it is back.",
     ),
     "fleet:leaves-no-process": (
-        "issue, goals",
+        "own decision",
         "When a fleet has stopped, no process of its tree is alive.",
     ),
     "fleet:starts-without-postgres": (
-        "issue, bad input",
+        "own decision",
         "An API that starts without Postgres refuses with a typed 503 and recovers by itself.",
     ),
     "celery:submit": (
-        "issue, API",
+        "own decision",
         (
             "A plain Celery client submits, gets the redacted result or the error, and a message "
             "delivered twice is one call."
@@ -519,14 +519,14 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "Neither arguments nor results of calls lie in Redis.",
     ),
     "celery:flower": (
-        "issue, Flower",
+        "own decision",
         (
             "Flower shows tools' names and a queue per server, no arguments and no results, to the "
             "operator alone."
         ),
     ),
     "celery:inspect": (
-        "issue, workers",
+        "own decision",
         "`inspect active` and `inspect stats` tell which calls run and which sessions there are.",
     ),
 }
