@@ -371,16 +371,7 @@ async def finish(database: Database, worker: str, endings: Sequence[Ending]) -> 
     for ending in endings:
         if ending.state not in TRANSITIONS[CallState.RUNNING]:
             raise ValueError(f"a running call cannot become {ending.state.value}")
-    rows = to_json(
-        [
-            {
-                **vars(ending),
-                "state": ending.state.value,
-                "result": None if ending.result is None else to_json(ending.result),
-            }
-            for ending in endings
-        ]
-    )
+    rows = to_json([_row(ending) for ending in endings])
     ended = {row["id"] for row in await database.statement(_FINISH, worker=worker, rows=rows)}
     return [ending.id in ended for ending in endings]
 
