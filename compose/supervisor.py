@@ -18,7 +18,8 @@ log = logging.getLogger("toolfleet.supervisor")
 
 FIRST_DELAY_S: Final = 0.5
 LONGEST_DELAY_S: Final = 30.0
-SETTLED_AFTER_S: Final = 60.0
+SETTLED_AFTER_S: Final = 5.0
+"""A child that lived this long had started well: its end is no part of a crash loop."""
 
 
 class State(StrEnum):
@@ -40,9 +41,12 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {
 }
 
 
-def deaths_in_a_row(before: int, lived_s: float) -> int:
-    """Return how many deaths count against a child that just died after ``lived_s`` seconds."""
-    return 1 if lived_s >= SETTLED_AFTER_S else before + 1
+def deaths_in_a_row(before: int, lived_s: float, status: int | None) -> int:
+    """Return how many deaths count against a child that just ended after ``lived_s`` seconds.
+
+    ``status`` is None if it did not start; one that ended with 0 was asked to, and is no crash.
+    """
+    return 1 if status == 0 or lived_s >= SETTLED_AFTER_S else before + 1
 
 
 def restart_delay_s(deaths: int) -> float:
@@ -124,8 +128,8 @@ class Child:
     async def _keep(self, born: float) -> None:
         deaths = 0
         while True:
-            ended = await self._end_of_life()
-            deaths = deaths_in_a_row(deaths, self._clock() - born)
+            ended, status = await self._end_of_life()
+            deaths = deaths_in_a_row(deaths, self._clock() - born, status)
             delay_s = restart_delay_s(deaths)
             log.warning("%s %s; starting it again in %g s", self.name, ended, delay_s)
             self._become(State.BACKING_OFF)
@@ -133,16 +137,17 @@ class Child:
             self.restarts += 1
             born = self._clock()
 
-    async def _end_of_life(self) -> str:
-        """Start the program unless it runs, wait for its end, and say how it ended."""
+    async def _end_of_life(self) -> tuple[str, int | None]:
+        """Start the program unless it runs; return how it ended, and with which status."""
         if self.state is State.BACKING_OFF:
             self._become(State.STARTING)
             try:
                 await self.program.start()
             except (OSError, RuntimeError) as error:
-                return f"did not start ({error})"
+                return f"did not start ({error})", None
             self._become(State.RUNNING)
-        return f"ended with status {await self.program.wait()}"
+        status = await self.program.wait()
+        return f"ended with status {status}", status
 
     async def _end(self) -> None:
         self._become(State.STOPPING)

@@ -14,12 +14,22 @@ def test_each_death_in_a_row_doubles_the_delay_up_to_a_bound() -> None:
 
 @requirement("local:restarts")
 def test_a_child_that_dies_young_counts_one_death_more() -> None:
-    assert deaths_in_a_row(3, lived_s=59.9) == 4
+    assert deaths_in_a_row(3, lived_s=4.9, status=1) == 4
 
 
 @requirement("local:restarts")
-def test_a_child_that_lived_for_a_minute_starts_counting_anew() -> None:
-    assert deaths_in_a_row(3, lived_s=60.0) == 1
+def test_a_child_that_does_not_start_counts_one_death_more() -> None:
+    assert deaths_in_a_row(3, lived_s=0.1, status=None) == 4
+
+
+@requirement("local:restarts")
+def test_a_child_that_ended_because_it_was_asked_to_is_no_crash() -> None:
+    assert deaths_in_a_row(3, lived_s=0.1, status=0) == 1
+
+
+@requirement("local:restarts")
+def test_a_child_that_lived_long_enough_starts_counting_anew() -> None:
+    assert deaths_in_a_row(3, lived_s=5.0, status=-9) == 1
 
 
 @requirement("local:restarts")
