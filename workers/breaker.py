@@ -55,7 +55,7 @@ logger = logging.getLogger("toolfleet.breaker")
 
 CACHE_S: Final = 0.25
 """How old the state may be that answers `Breaker.allow`."""
-LINGER_S: Final = 0.02
+LINGER_S: Final = 0.2
 """How long successes wait for company; failures never wait and take the successes with them."""
 PROBE_POLL_S: Final = 1.0
 """Callers refused because of a running probe come back after this: probes end before leases do."""

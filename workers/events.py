@@ -1,4 +1,4 @@
-"""Task events in groups: Flower sees every one, a tenth of a second late at most.
+"""Task events in groups: Flower sees every one, a fifth of a second late at most.
 
 Celery sends the events of each turn of its hub by a synchronous publish of their own (measured:
 half of the consumer thread's time under load); here they wait for company.
@@ -11,7 +11,7 @@ from typing import Any, Final
 from celery import bootsteps
 from celery.worker.consumer.events import Events
 
-FLUSH_EVERY_S: Final = 0.1
+FLUSH_EVERY_S: Final = 0.2
 BUFFER_LIMIT: Final = 512
 
 

@@ -32,7 +32,7 @@ from workers.client import FleetClient, Message
 logger = logging.getLogger("toolfleet.steward")
 
 SWEEP_EVERY_S: Final = 0.5
-REPLY_EVERY_S: Final = 0.1
+REPLY_EVERY_S: Final = 0.25
 SCHEDULE_EVERY_S: Final = 5.0
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RESEND_LIMIT: Final = 500
