@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -18,6 +19,7 @@ from workers.runtime import WorkerRuntime
 from workers.steward import StewardRuntime
 
 STEWARD_CONCURRENCY: Final = 200
+GC_THRESHOLDS: Final = (10_000, 20, 20)
 
 
 def run_worker(server: str) -> int:
@@ -65,5 +67,10 @@ def _run(role: str, queue: str, concurrency: int, residents: Residents) -> int:
         without_mingle=True,
         quiet=True,
     )
+    # What importing left behind lives as long as the process: collecting it again and again, with
+    # every call waiting, finds nothing.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     worker.start()
     return int(worker.exitcode or 0)
