@@ -125,13 +125,11 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         self._ended_signal = threading.Event()
         self._settling = False
         self._hub: Any = None
-        self._consumer_thread = threading.get_ident()
 
     # -- life of the pool -------------------------------------------------------------------
 
     def on_start(self) -> None:
         """Start the loop and open the residents; raise what keeps them from opening."""
-        self._consumer_thread = threading.get_ident()
         self._thread.start()
         if self.residents is not None:
             self._await(self.residents.open(), START_TIMEOUT_S)
@@ -163,9 +161,10 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         self._thread.join(CANCEL_TIMEOUT_S)
 
     async def _cancel_all(self) -> None:
-        for job in list(self._jobs):
+        jobs = list(self._jobs)  # the consumer's thread goes on settling, and discarding, them
+        for job in jobs:
             job.cancel(DRAIN)
-        tasks = [job.task for job in self._jobs if job.task is not None]
+        tasks = [job.task for job in jobs if job.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
 

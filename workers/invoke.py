@@ -160,7 +160,7 @@ async def _call(
         attempt.dispatches += 1
         started = time.monotonic()
         try:
-            return await lease.session.call_tool(
+            result = await lease.session.call_tool(
                 name,
                 served.arguments(claim, name),
                 timeout_s=timeout_s,
@@ -171,6 +171,7 @@ async def _call(
             attempt.dispatched = getattr(error, "dispatched", True)
             if not consequence(error).keep_session:
                 lease.discard(error.code.code)
+            attempt.session = None
             raise
         except asyncio.CancelledError:
             lease.discard("stopped")
@@ -178,6 +179,9 @@ async def _call(
         finally:
             attempt.timings["call_s"] = round(time.monotonic() - started, 6)
             worker.figures.call.observe(time.monotonic() - started)
+        # Given back, it may be another call's in the next instant: a stop must not close it.
+        attempt.session = None
+        return result
 
 
 def _ending(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Ending:
