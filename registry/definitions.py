@@ -56,7 +56,16 @@ class PoolDefinition(_Strict):
     max_lifetime_s: float = Field(default=900, gt=0)
     max_idle_s: float = Field(default=300, gt=0)
     borrow_timeout_s: float = Field(default=30, gt=0)
-    calls_per_session: Literal[1] = 1
+    max_waiting: int = Field(default=64, ge=0)
+    """Borrowers that may wait at once; the next one is refused (`pool_full`)."""
+    calls_per_session: int = Field(default=1, ge=1, le=64)
+    """Calls under way in one session at once; more than 1 only for servers that multiplex."""
+    validate_after_s: float = Field(default=0.5, ge=0)
+    """A session idle for longer is probed before it is lent (HikariCP: 500 ms)."""
+    rebuild_per_s: float = Field(default=4, gt=0)
+    """How many sessions a second may replace those that died unasked."""
+    reset_tool: str | None = None
+    """A tool without arguments that clears the session; called each time one is given back."""
 
     @model_validator(mode="after")
     def _idle_fits(self) -> PoolDefinition:

@@ -54,7 +54,13 @@ class Settings(BaseSettings):
     """How often a call that may be re-run is dispatched before it fails (poison limit)."""
 
     max_arguments_bytes: int = 1_000_000
+    inline_result_bytes: int = 262_144
+    """A larger result is stored as an artifact and returned as a resource link."""
     max_result_bytes: int = 10_000_000
+    """A larger result is refused (`result_too_large`)."""
+
+    credentials_file: Path | None = None
+    """Where the file provider reads tenants' credentials; see `registry.credentials`."""
 
     @field_validator("*", mode="before")
     @classmethod

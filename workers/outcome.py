@@ -58,14 +58,25 @@ TABLE: Final[dict[Code, Consequence]] = {
     Code.RESULT_INVALID: Consequence(_OK, True, Rerun.NEVER, Effect.KNOWN),
     Code.RESULT_TOO_LARGE: Consequence(_OK, False, Rerun.NEVER, Effect.KNOWN),
     Code.REDACTION_FAILED: Consequence(_OK, True, Rerun.NEVER, Effect.KNOWN),
+    # An HTTP server refused the request before it did anything.
+    Code.CREDENTIAL_REJECTED: Consequence(_MUTE, False, Rerun.NEVER, Effect.NONE),
+    Code.UPSTREAM_FORBIDDEN: Consequence(_OK, True, Rerun.NEVER, Effect.NONE),
+    Code.UPSTREAM_NOT_FOUND: Consequence(_OK, False, Rerun.NEVER, Effect.NONE),
+    Code.UPSTREAM_CONFLICT: Consequence(_OK, True, Rerun.NEVER, Effect.NONE),
+    Code.RATE_LIMITED: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     # The server or the way to it failed.
     Code.CALL_TIMEOUT: Consequence(_LATE, False, Rerun.NEVER, Effect.UNKNOWN),
     Code.SESSION_LOST: Consequence(_BAD, False, Rerun.IF_DELIVERY_ALLOWS, Effect.UNKNOWN),
     Code.PROTOCOL_ERROR: Consequence(_BAD, False, Rerun.NEVER, Effect.UNKNOWN),
+    # A gateway's 502 or 504 may stand in front of a server that did the work.
+    Code.UPSTREAM_FAILED: Consequence(_BAD, False, Rerun.NEVER, Effect.UNKNOWN),
     Code.SERVER_UNAVAILABLE: Consequence(_BAD, False, Rerun.NEVER, Effect.NONE),
     # Ours: says nothing about the server, and nothing was dispatched.
     Code.POOL_TIMEOUT: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
     Code.POOL_CLOSED: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
+    Code.POOL_FULL: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
+    Code.CREDENTIAL_MISSING: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
+    Code.CREDENTIAL_ROTATED: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
     Code.BREAKER_OPEN: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.POLICY_DENIED: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.FORBIDDEN: Consequence(_MUTE, False, Rerun.NEVER, Effect.NONE),

@@ -1,14 +1,12 @@
-"""How a stdio MCP server is born, spoken to and put to death.
+"""How a stdio MCP server is born and put to death (what is said to it is in `workers.stdio`).
 
 `StdioTransport` is a transport in the SDK's sense: an async context manager that yields the pair of
 streams a ``ClientSession`` speaks through. It differs from the SDK's own in what a fleet needs:
 
-1. A line longer than ``max_line_bytes`` ends the transport instead of filling the memory.
-2. Invalid UTF-8, banners and other noise on stdout cost that line only, and are counted.
-3. stderr is always drained; its last `STDERR_TAIL_BYTES` are kept for error messages.
-4. Leaving takes at most two grace periods and a reap, blocks nothing but the one who leaves, runs
+1. stderr is always drained; its last `STDERR_TAIL_BYTES` are kept for error messages.
+2. Leaving takes at most two grace periods and a reap, blocks nothing but the one who leaves, runs
    to its end even if that one is cancelled, and leaves no process of the child's group behind.
-5. A killed worker takes the child with it (Linux, where `setpriv` is installed).
+3. A killed worker takes the child with it (Linux, where `setpriv` is installed).
 """
 
 from __future__ import annotations
@@ -16,23 +14,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal
 
 import anyio
-from mcp.shared.message import SessionMessage
-from mcp_types import JSONRPCMessage, JSONRPCNotification, jsonrpc_message_adapter
-from pydantic import ValidationError
 
 from workers.launch import Launch, cannot_start
+from workers.stdio import DEFAULT_MAX_LINE_BYTES, LineBuffer, ReadStream, WriteStream
 
 STDERR_TAIL_BYTES: Final = 4096
-DEFAULT_MAX_LINE_BYTES: Final = 10_000_000
-_QUEUE_BYTES: Final = 1 << 20  # unread lines held before the pipe is paused
 _REAP_LIMIT_S: Final = 2.0  # for the loop to notice a SIGKILL
 _EOF_LIMIT_S: Final = 0.5  # for the rest of stdout after the child has exited
 
@@ -60,24 +53,15 @@ class _Child(asyncio.SubprocessProtocol):
 
     def __init__(self, max_line_bytes: int, on_lost: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._max_line_bytes = max_line_bytes
+        self.lines = LineBuffer(max_line_bytes, self._set_reading)
         self._on_lost = on_lost
         self.pid = 0
         self.exit_code: int | None = None
         self.exited = asyncio.Event()
-        self.oversize = False
-        self.ignored_lines = 0
         self.sent = 0
-        self.ended = False
         self.writable = True
         self.stopping = False
         self._stderr = bytearray()
-        self._partial: list[bytes] = []
-        self._partial_bytes = 0
-        self._lines: deque[bytes] = deque()
-        self._queued_bytes = 0
-        self._paused = False
-        self._reader: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
 
     # -- callbacks of the event loop
@@ -92,8 +76,8 @@ class _Child(asyncio.SubprocessProtocol):
             self._stderr += data
             if len(self._stderr) > 2 * STDERR_TAIL_BYTES:
                 del self._stderr[:-STDERR_TAIL_BYTES]
-        elif not (self.ended or self.stopping):
-            self._split(data)
+        elif not (self.lines.ended or self.stopping) and not self.lines.feed(data):
+            self._end()
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         if fd == 0:
@@ -119,69 +103,21 @@ class _Child(asyncio.SubprocessProtocol):
             self._drained.set_result(None)
         self._drained = None
 
-    # -- lines
-
-    def _split(self, data: bytes) -> None:
-        head, *rest = data.split(b"\n")
-        self._partial.append(head)
-        self._partial_bytes += len(head)
-        if self._partial_bytes > self._max_line_bytes:
-            self._overflow()
-            return
-        if not rest:
-            return
-        self._queue(b"".join(self._partial))
-        for line in rest[:-1]:
-            self._queue(line)
-        self._partial = [rest[-1]]
-        self._partial_bytes = len(rest[-1])
-        if self._queued_bytes > _QUEUE_BYTES and not self._paused:
-            self._paused = True
-            self._stdout_transport().pause_reading()
-        self._wake()
-
-    def _queue(self, line: bytes) -> None:
-        self._lines.append(line)
-        self._queued_bytes += len(line)
-
-    def _overflow(self) -> None:
-        self.oversize = True
-        self._partial.clear()
-        self._end()
-
     def _end(self) -> None:
-        if not self.ended:
-            self.ended = True
-            self._wake()
+        if not self.lines.ended:
+            self.lines.end()
             self._on_lost()
 
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
-
-    def _stdout_transport(self) -> asyncio.ReadTransport:
-        return self._transport.get_pipe_transport(1)  # type: ignore[return-value]
-
-    async def next_line(self) -> bytes | None:
-        """Return the next line of stdout, or None when there will be no more."""
-        while not self._lines:
-            if self.ended:
-                return None
-            if self._paused:
-                self._paused = False
-                self._stdout_transport().resume_reading()
-            self._reader = self._loop.create_future()
-            try:
-                await self._reader
-            finally:
-                self._reader = None
-        line = self._lines.popleft()
-        self._queued_bytes -= len(line)
-        return line
+    def _set_reading(self, reading: bool) -> None:
+        stdout: asyncio.ReadTransport = self._transport.get_pipe_transport(1)  # type: ignore[assignment]
+        if reading:
+            stdout.resume_reading()
+        else:
+            stdout.pause_reading()
 
     def write(self, data: bytes) -> asyncio.Future[None] | None:
         """Hand bytes to stdin; return what to wait for when the child is not reading them."""
-        if not self.writable or self.ended or self.stopping:
+        if not self.writable or self.lines.ended or self.stopping:
             raise anyio.BrokenResourceError
         self.sent += 1
         self._transport.get_pipe_transport(0).write(data)  # type: ignore[union-attr]
@@ -226,10 +162,8 @@ class _Child(asyncio.SubprocessProtocol):
             stdin.abort()  # it does not read; a polite close would wait for it
         else:
             stdin.close()
-        if self._paused:
-            # A child stuck in a write to stdout cannot see that its stdin has closed.
-            self._paused = False
-            self._stdout_transport().resume_reading()
+        # A child stuck in a write to stdout cannot see that its stdin has closed.
+        self.lines.unpause()
 
     async def _exits_within(self, limit_s: float) -> bool:
         with suppress(TimeoutError):
@@ -241,89 +175,6 @@ class _Child(asyncio.SubprocessProtocol):
         # The child leads its own session, so its pid is the number of its group.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
-
-
-class _Lines:
-    """The read stream: stdout's lines as messages; a line that is none is counted and skipped."""
-
-    def __init__(self, child: _Child) -> None:
-        self._child = child
-
-    def __aiter__(self) -> _Lines:
-        return self
-
-    async def __anext__(self) -> SessionMessage | Exception:
-        while (line := await self._child.next_line()) is not None:
-            if (message := _parse(line)) is not None:
-                return SessionMessage(message)
-            self._child.ignored_lines += 1
-        raise StopAsyncIteration
-
-    async def receive(self) -> SessionMessage | Exception:
-        try:
-            return await self.__anext__()
-        except StopAsyncIteration:
-            raise anyio.EndOfStream from None
-
-    async def aclose(self) -> None:
-        """Do nothing: the transport ends its streams."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> bool | None:
-        return None
-
-
-def _parse(line: bytes) -> JSONRPCMessage | None:
-    text = line.strip()
-    if not text.startswith(b"{"):
-        text = text.removeprefix(b"\xef\xbb\xbf")
-        if not text.startswith(b"{"):
-            return None
-    try:
-        return jsonrpc_message_adapter.validate_json(text, by_name=False)
-    except ValidationError:
-        pass
-    try:
-        return jsonrpc_message_adapter.validate_json(text.decode("utf-8", "replace"), by_name=False)
-    except ValidationError:
-        return None
-
-
-class _Stdin:
-    """The write stream: one line per message, with the child's own back-pressure."""
-
-    def __init__(self, child: _Child) -> None:
-        self._child = child
-
-    async def send(self, item: SessionMessage, /) -> None:
-        data = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
-        full = self._child.write(data)
-        # A notification, above all a cancellation, never waits for a child that stopped reading.
-        if full is not None and not isinstance(item.message, JSONRPCNotification):
-            await asyncio.shield(full)
-            if not self._child.writable:
-                raise anyio.BrokenResourceError
-
-    async def aclose(self) -> None:
-        """Do nothing: the transport ends its streams."""
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> bool | None:
-        return None
 
 
 class StdioTransport:
@@ -345,10 +196,11 @@ class StdioTransport:
         self._on_lost = on_lost
         self._max_line_bytes = max_line_bytes
         self._child: _Child | None = None
+        self._reading: ReadStream | None = None
         self._stopping: asyncio.Task[StopReport] | None = None
         self.stop_report: StopReport | None = None
 
-    async def __aenter__(self) -> tuple[_Lines, _Stdin]:
+    async def __aenter__(self) -> tuple[ReadStream, WriteStream]:
         loop = asyncio.get_running_loop()
         try:
             _, child = await loop.subprocess_exec(
@@ -363,7 +215,8 @@ class StdioTransport:
                 self._launch.server, str(error), "check command, cwd and env in its definition"
             ) from error
         self._child = child
-        return _Lines(child), _Stdin(child)
+        self._reading = ReadStream(child.lines)
+        return self._reading, WriteStream(child)
 
     async def __aexit__(
         self,
@@ -407,12 +260,12 @@ class StdioTransport:
     @property
     def oversize(self) -> bool:
         """Say whether a line longer than ``max_line_bytes`` ended the transport."""
-        return self._child is not None and self._child.oversize
+        return self._child is not None and self._child.lines.oversize
 
     @property
     def ignored_lines(self) -> int:
         """Return how many lines of stdout were not JSON-RPC."""
-        return self._child.ignored_lines if self._child else 0
+        return self._reading.ignored_lines if self._reading else 0
 
     def evidence(self) -> dict[str, object]:
         """Return what the child left behind, for an error's details."""
