@@ -20,9 +20,11 @@ from pydantic import (
     HttpUrl,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
+from registry.environment import refuse_variables
 from registry.errors import Code, FleetError
 
 ServerName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
@@ -64,6 +66,10 @@ class PoolDefinition(_Strict):
     """A session idle for longer is probed before it is lent (HikariCP: 500 ms)."""
     rebuild_per_s: float = Field(default=4, gt=0)
     """How many sessions a second may replace those that died unasked."""
+    max_rss_mb: int | None = Field(default=None, ge=1)
+    """A session whose process tree is larger (resident) is retired after its call (stdio)."""
+    max_open_fds: int | None = Field(default=None, ge=1)
+    """A session whose process tree has more open files is retired after its call (stdio)."""
     reset_tool: str | None = None
     """A tool without arguments that clears the session; called each time one is given back."""
 
@@ -71,6 +77,8 @@ class PoolDefinition(_Strict):
     def _idle_fits(self) -> PoolDefinition:
         if self.min_idle > self.max_size:
             raise ValueError(f"min_idle {self.min_idle} is larger than max_size {self.max_size}")
+        if self.reset_tool and self.calls_per_session > 1:
+            raise ValueError("reset_tool needs calls_per_session 1: it would reset other calls too")
         return self
 
 
@@ -99,6 +107,8 @@ class Credentials(_Strict):
     def _named(self) -> Credentials:
         if self.inject != "none" and not self.name:
             raise ValueError(f"inject: {self.inject} needs a name")
+        if self.inject == "env" and self.name:
+            refuse_variables([self.name])
         return self
 
 
@@ -169,7 +179,18 @@ class ServerDefinition(_Strict):
             raise ValueError("transport http takes a url, not a command")
         if self.transport in ("sse", "openapi"):
             raise ValueError(f"transport {self.transport} is not served by this release")
+        inject = self.credentials.inject
+        if (inject == "env" and not self.command) or (inject == "header" and not self.url):
+            raise ValueError(
+                f"credentials.inject: {inject} does not fit transport {self.transport}"
+            )
         return self
+
+    @field_validator("env")
+    @classmethod
+    def _harmless(cls, env: dict[str, str]) -> dict[str, str]:
+        refuse_variables(env)
+        return env
 
     @property
     def prefix(self) -> str:

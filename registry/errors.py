@@ -42,6 +42,7 @@ class Code(Enum):
     CALL_TIMEOUT = ("call_timeout", 504, True)
     DEADLINE_EXCEEDED = ("deadline_exceeded", 504, True)
     SESSION_LOST = ("session_lost", 502, True)
+    LIMIT_EXCEEDED = ("limit_exceeded", 502, False)
     CREDENTIAL_MISSING = ("credential_missing", 403, False)
     CREDENTIAL_ROTATED = ("credential_rotated", 503, True)
     CREDENTIAL_REJECTED = ("credential_rejected", 502, False)

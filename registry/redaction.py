@@ -20,8 +20,18 @@ _CARD: Final = re.compile(r"\b(?:\d[ -]?){12,18}\d\b")
 _IBAN: Final = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b")
 _SECRET: Final = re.compile(
     r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|xox[abprs]-[A-Za-z0-9-]{10,}"
-    r"|sk-[A-Za-z0-9_-]{20,}|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,})"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?-----END [A-Z ]*PRIVATE KEY-----"
+    r"|sk-[A-Za-z0-9_-]{20,})"
+)
+# Both read a text once, however often it seems to begin such a thing: hence the possessive
+# quantifiers. A token (JWT) goes with what is joined to its front; a key ends at the next dashes.
+_TOKEN: Final = re.compile(
+    r"(?<![\w-])(?=[\w-]++\.[\w-]{10,}+\.[\w-]{10})"
+    r"[\w-]*?\beyJ[\w-]{10,}+\.[\w-]{10,}+\.[\w-]{10,}+",
+    re.ASCII,
+)
+_PRIVATE_KEY: Final = re.compile(
+    r"-----BEGIN [A-Z ]*+(?<=PRIVATE KEY)-----[^-]*+(?:-(?!----)[^-]*+)*+"
+    r"-----END [A-Z ]*+(?<=PRIVATE KEY)-----"
 )
 _DIGIT: Final = re.compile(r"\d\D?\d\D?\d")
 MAX_DEPTH: Final = 64
@@ -50,7 +60,9 @@ def redact_text(text: str) -> str:
         text = _SSN.sub("[ssn]", text)
         text = _CARD.sub(_card, text)
         text = _IBAN.sub(_iban, text)
-    return _SECRET.sub("[secret]", text)
+    for secret in (_SECRET, _TOKEN, _PRIVATE_KEY):
+        text = secret.sub("[secret]", text)
+    return text
 
 
 def _walk(value: Any, depth: int) -> Any:

@@ -7,6 +7,7 @@ one with look-around up to a bounded number of steps, so a hostile schema cannot
 
 from __future__ import annotations
 
+import json
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +15,10 @@ import jsonschema_rs
 
 from registry.database import to_json
 from registry.errors import Code, FleetError
+from registry.schema_cost import refuse_costly
 
 MAX_PROBLEMS = 5
+MAX_PATH = 300
 MAX_BACKTRACKS = 100_000  # steps of one look-around pattern; about 1 ms
 
 
@@ -57,27 +60,18 @@ def check_result(tool: str, schema: dict[str, Any] | None, body: dict[str, Any])
         )
 
 
-def check_schema(tool: str, schema: dict[str, Any]) -> None:
-    """Raise `invalid_definition` unless ``schema`` can be compiled."""
-    try:
-        _validator(to_json(schema))
-    except ValueError as error:
-        raise FleetError(
-            Code.INVALID_DEFINITION, f"tool {tool} has a schema that is not valid: {error}"
-        ) from error
-
-
 def _problems(schema: dict[str, Any], value: Any) -> list[dict[str, str]]:
     try:
         validator = _validator(to_json(schema))
-    except ValueError:
-        return [{"path": "$", "problem": "the tool's own schema is not valid"}]
+    except ValueError as unusable:
+        reason = str(unusable).partition("\n")[0][:200]
+        return [{"path": "$", "problem": f"the tool's own schema is not valid: {reason}"}]
     problems = []
     for error in validator.iter_errors(value):
         path = "$" + "".join(
             f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path
         )
-        problems.append({"path": path, "problem": error.message[:300]})
+        problems.append({"path": path[:MAX_PATH], "problem": error.message[:300]})
         if len(problems) == MAX_PROBLEMS:
             break
     return problems
@@ -85,6 +79,7 @@ def _problems(schema: dict[str, Any], value: Any) -> list[dict[str, str]]:
 
 @lru_cache(maxsize=2048)
 def _validator(schema_text: str) -> jsonschema_rs.Validator:
+    refuse_costly(json.loads(schema_text))
     # offline: a schema from a server must not make us fetch an address of its choosing.
     return jsonschema_rs.validator_for(
         schema_text,

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
 
     max_arguments_bytes: int = 1_000_000
     inline_result_bytes: int = 262_144
-    """A larger result is stored as an artifact and returned as a resource link."""
+    """A larger result (as redacted JSON) is stored as an artifact and returned as a link to it."""
     max_result_bytes: int = 10_000_000
     """A larger result is refused (`result_too_large`)."""
 

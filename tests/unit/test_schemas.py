@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from registry.errors import Code, FleetError
-from registry.schemas import MAX_PROBLEMS, check_arguments, check_result, check_schema
+from registry.schemas import MAX_PROBLEMS, check_arguments, check_result
 from tests.requirements import requirement
 
 SCHEMA = {
@@ -116,8 +117,41 @@ def test_the_refusal_of_a_result_does_not_quote_it() -> None:
     assert refused.value.details == {"paths": ["$.card"]}
 
 
-@requirement("schemas:arguments")
-def test_a_schema_that_does_not_compile_is_refused() -> None:
-    with pytest.raises(FleetError) as refused:
-        check_schema("demo_look", {"type": 7})
-    assert refused.value.code is Code.INVALID_DEFINITION
+def doubling(levels: int) -> dict[str, Any]:
+    """Return a schema whose check takes two to the power of ``levels`` steps."""
+    steps: dict[str, Any] = {
+        f"s{level}": {"allOf": [{"$ref": f"#/$defs/s{level + 1}"}] * 2} for level in range(levels)
+    }
+    return {"$ref": "#/$defs/s0", "$defs": {**steps, f"s{levels}": {"type": "object"}}}
+
+
+@requirement("schemas:hostile")
+@pytest.mark.parametrize(
+    "schema",
+    [
+        doubling(40),
+        {"properties": {"a": doubling(1)["$defs"]["s0"]}, **doubling(30)},
+        {"$ref": "#"},
+        {"anyOf": [{"$ref": "#/$defs/x"}], "$defs": {"x": {"not": {"$ref": "#"}}}},
+    ],
+)
+def test_a_schema_that_would_never_be_done_is_refused_at_once(schema: dict[str, Any]) -> None:
+    begun = time.thread_time()
+    with pytest.raises(FleetError, match="own schema is not valid"):
+        check_arguments("demo_look", schema, {"a": {}})
+    assert time.thread_time() - begun < 0.05
+
+
+@requirement("schemas:hostile")
+def test_a_recursive_type_is_no_reason_to_refuse() -> None:
+    tree = {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"$ref": "#/$defs/tree"}},
+            {"type": "object", "additionalProperties": {"$ref": "#/$defs/tree"}},
+        ]
+    }
+    schema = {"properties": {"tree": {"$ref": "#/$defs/tree"}}, "$defs": {"tree": tree}}
+    check_arguments("demo_look", schema, {"tree": [{"a": ["b"]}]})
+    with pytest.raises(FleetError):
+        check_arguments("demo_look", schema, {"tree": [7]})
