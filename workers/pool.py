@@ -1,120 +1,76 @@
 """A pool of warm sessions with one version of one server: borrow, give back, recycle, drain.
 
 The pool's ``max_size`` is the server's bulkhead in this process; there is no second semaphore.
-It knows nothing of MCP: sessions come from ``open_session`` and are asked three questions only.
+It knows nothing of MCP: sessions come from ``open_session`` and are asked five questions only
+(`workers.lending.PooledSession`). Who gets which session is decided in `workers.lending`, whose
+guarantees hold here; this module waits, opens, probes, resets and closes. In addition:
 
-1. idle + reserved + in use + opening + closing <= max_size at every instant, all keys together.
-2. Waiters are served first come, first served; a session is never handed across keys.
-3. A handover can be refused: a waiter that gave up holds nothing, the session goes to the next one.
-4. A session that is dead, poisoned, discarded or expired is never handed out; one in use is never
-   taken away because of its age.
-5. Its successor is opened in the background before it retires, so that no borrower waits for it.
-6. While sessions cannot be opened, waiters fail at once with the reason; attempts back off.
-7. Every wait is bounded; the pool owns and awaits each task it starts.
-
-Decisions are made in `_assign`, which does no I/O and returns what to open and what to close.
+1. A session idle for longer than ``validate_after_s`` is probed before it is lent.
+2. Its successor is opened in the background before it retires, so that no borrower waits for it.
+3. While sessions cannot be opened, waiters fail at once with the reason and ``retry_after_s``.
+4. Every wait is bounded; the pool owns and awaits each task it starts.
+5. Cancelling a borrower at any await loses no session and no slot; giving back never awaits.
+6. A borrower that keeps a session beyond its limit is reported, and the session is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Generic, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from registry.definitions import PoolDefinition
 from registry.errors import Code, FleetError
+from workers.lending import (
+    ENDING,
+    Entry,
+    Lending,
+    PooledSession,
+    PoolState,
+    SessionKey,
+    SessionState,
+    Waiter,
+)
 
-_MAX_OPENING: Final = 4  # at once: a burst of waiters is served mostly by sessions coming back
+__all__ = ["Lease", "PoolState", "PoolStats", "PooledSession", "SessionKey", "SessionPool"]
+
+logger = logging.getLogger("toolfleet.pool")
+
 _LIFETIME_JITTER: Final = 0.1  # so that sessions opened together do not retire together
-_RETIRING_SHARE: Final = 0.1  # the last part of a life, in which the successor is opened
-_BACKOFF_S: Final = 0.5
-_BACKOFF_LIMIT_S: Final = 30.0
 _SWEEP_S: Final = 1.0
+_SOONEST_S: Final = 0.005
+_PROBE_LIMIT_S: Final = 1.0
+_RESET_LIMIT_S: Final = 5.0
 _STILLBORN_S: Final = 5.0  # a session that dies unused within this counts as a failed attempt
 _CLOSE_LIMIT_S: Final = 15.0
-_WAITS_KEPT: Final = 1024
-
-
-class SessionKey(NamedTuple):
-    """Who may use a session: server version, credential identity and credential generation."""
-
-    server_version_id: int
-    identity: str = ""
-    generation: int = 0
-
-
-class PooledSession(Protocol):
-    """What the pool asks of a session."""
-
-    poisoned: bool
-    """It must not be used again."""
-    dead: asyncio.Event
-    """Set once, when the session can no longer be used; at the latest when it is closed."""
-
-    @property
-    def alive(self) -> bool:
-        """Say whether the session can be used."""
-
-    async def close(self) -> object:
-        """End the session."""
-
 
 S = TypeVar("S", bound=PooledSession)
 
 
-class SessionState(Enum):
-    """Where a session is in its life."""
-
-    OPENING = "opening"
-    IDLE = "idle"
-    RESERVED = "reserved"
-    """Promised to a waiter that has not woken up yet."""
-    IN_USE = "in_use"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-_LEGAL: Final = {
-    SessionState.OPENING: {SessionState.IDLE, SessionState.CLOSED},
-    SessionState.IDLE: {SessionState.RESERVED, SessionState.IN_USE, SessionState.CLOSING},
-    SessionState.RESERVED: {SessionState.IDLE, SessionState.IN_USE, SessionState.CLOSING},
-    SessionState.IN_USE: {SessionState.IDLE, SessionState.CLOSING},
-    SessionState.CLOSING: {SessionState.CLOSED},
-    SessionState.CLOSED: set[SessionState](),
-}
-
-
-class PoolState(Enum):
-    """Whether the pool lends."""
-
-    OPEN = "open"
-    DRAINING = "draining"
-    CLOSED = "closed"
-
-
-# Why idle sessions are closed in each state of the pool.
-_ENDING: Final = {PoolState.OPEN: "", PoolState.DRAINING: "drain", PoolState.CLOSED: "close"}
-
-
 @dataclass(frozen=True)
 class PoolStats:
-    """A pool at one instant; sizes are sessions, waits are seconds."""
+    """A pool at one instant; sizes are sessions."""
 
     state: str
     opening: int
     idle: int
     reserved: int
+    validating: int
     in_use: int
+    resetting: int
     closing: int
     waiting: int
     max_size: int
+    calls_per_session: int
+    calls_under_way: int
     borrowed_total: int
     spawned_total: int
     """Borrows that had to wait for a session to be opened."""
@@ -122,65 +78,49 @@ class PoolStats:
     open_failures_total: int
     closed_total: dict[str, int]
     timeouts_total: int
-    borrow_wait_sum_s: float
-    recent_waits_s: tuple[float, ...]
+    refused_total: int
+    """Borrowers turned away because ``max_waiting`` were waiting."""
+    probed_total: int
+    probes_failed_total: int
+    leaked_total: int
 
     @property
     def size(self) -> int:
         """Return how many sessions exist in any state."""
-        return self.opening + self.idle + self.reserved + self.in_use + self.closing
+        return (
+            self.opening + self.idle + self.reserved + self.validating
+            + self.in_use + self.resetting + self.closing
+        )  # fmt: skip
 
-
-@dataclass(eq=False, slots=True)
-class _Entry(Generic[S]):
-    """One session and what the pool knows about it."""
-
-    key: SessionKey
-    state: SessionState = SessionState.OPENING
-    session: S | None = None
-    opened_at: float = 0.0
-    lifetime_s: float = 0.0
-    idle_since: float = 0.0
-    calls: int = 0
-    discarded: str = ""
-    task: asyncio.Task[None] | None = None
-
-    def move(self, state: SessionState) -> None:
-        """Change the state; the only place where it changes."""
-        if state not in _LEGAL[self.state]:
-            raise AssertionError(f"a session cannot go from {self.state} to {state}")
-        self.state = state
-
-
-@dataclass(eq=False, slots=True)
-class _Waiter(Generic[S]):
-    key: SessionKey
-    future: asyncio.Future[_Entry[S]]
-
-
-@dataclass(slots=True)
-class _Failure:
-    """Why the latest attempt to open a session failed, and when the next one may start."""
-
-    error: FleetError
-    attempts: int
-    retry_at: float
-
-
-@dataclass(slots=True)
-class _Plan(Generic[S]):
-    to_open: list[_Entry[S]] = field(default_factory=list)
-    to_close: list[tuple[_Entry[S], str]] = field(default_factory=list)
+    def __str__(self) -> str:
+        states = ("idle", "in_use", "opening", "reserved", "validating", "resetting", "closing")
+        counts = ", ".join(
+            f"{getattr(self, name)} {name.replace('_', ' ')}"
+            for name in states
+            if getattr(self, name) or name in states[:2]
+        )
+        return f"{self.state}, {counts} of {self.max_size}, {self.waiting} waiting"
 
 
 class Lease(Generic[S]):
     """A borrowed session, as ``async with pool.borrow(key, timeout_s) as lease``."""
 
-    def __init__(self, pool: SessionPool[S], key: SessionKey, timeout_s: float) -> None:
+    def __init__(
+        self,
+        pool: SessionPool[S],
+        key: SessionKey,
+        timeout_s: float,
+        borrower: str,
+        hold_limit_s: float,
+    ) -> None:
         self._pool = pool
-        self._key = key
-        self._timeout_s = timeout_s
-        self._entry: _Entry[S] | None = None
+        self._entry: Entry[S] | None = None
+        self._holder: asyncio.Task[Any] | None = None
+        self.key = key
+        self.timeout_s = timeout_s
+        self.borrower = borrower
+        self.hold_limit_s = hold_limit_s
+        self.held_since = 0.0
         self.waited_s = 0.0
         self.spawned = False
 
@@ -191,17 +131,35 @@ class Lease(Generic[S]):
         assert session is not None, "not borrowed"
         return session
 
-    def discard(self, reason: str) -> None:
-        """Have the session closed, not kept, when it is given back."""
-        assert self._entry is not None, "not borrowed"
+    @property
+    def shared(self) -> bool:
+        """Say whether other calls are under way in the same session."""
+        return self._entry is not None and self._entry.users > 1
+
+    def discard(self, reason: str, *, dead: bool = False) -> None:
+        """Have the session closed, not kept, when it is given back.
+
+        ``dead``: the server does not know it any more, which may concern other sessions as well.
+        """
+        if self._entry is None:
+            return  # it was held for too long and has been taken away
         self._entry.discarded = reason or "discarded"
+        if dead:
+            self._pool._died(self._entry)
+
+    def where(self) -> str:
+        """Return the line at which the borrower stands now."""
+        frames = self._holder.get_stack(limit=1) if self._holder else []
+        return f"{frames[0].f_code.co_filename}:{frames[0].f_lineno}" if frames else "nowhere"
 
     async def __aenter__(self) -> Self:
-        """Borrow; raise `pool_timeout`, `pool_closed`, or why no session can be opened."""
-        self._entry = self._pool._take_idle(self._key)
-        if self._entry is None:
-            await self._pool._wait(self, self._key, self._timeout_s)
-        self._pool._lent(self.waited_s, self.spawned)
+        """Borrow; raise `pool_timeout`, `pool_full`, `pool_closed`, or why nothing can be opened.
+
+        Also raises `credential_rotated` when the key is older than one that was used already.
+        """
+        self._entry = await self._pool._obtain(self)
+        self._holder = asyncio.current_task()
+        self._pool._lent(self)
         return self
 
     async def __aexit__(
@@ -211,6 +169,7 @@ class Lease(Generic[S]):
         exc_tb: TracebackType | None,
     ) -> None:
         entry, self._entry = self._entry, None
+        self._pool._leases.discard(self)
         if entry is not None:
             self._pool._give_back(entry)
 
@@ -228,24 +187,18 @@ class SessionPool(Generic[S]):
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.server = server
-        self._config = config
         self._open_session = open_session
         self._clock = clock
         self._jitter = jitter
-        self._state = PoolState.OPEN
-        self._entries: set[_Entry[S]] = set()
-        self._idle: dict[SessionKey, list[_Entry[S]]] = {}  # the latest used last
-        self._waiters: deque[_Waiter[S]] = deque()
-        self._warm: set[SessionKey] = set()  # keys that are kept at min_idle
-        self._failures: dict[SessionKey, _Failure] = {}
+        self._lending: Lending[S] = Lending(server, config, jitter)
+        self._leases: set[Lease[S]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._sweeper: asyncio.TimerHandle | None = None
-        self._waits: deque[float] = deque(maxlen=_WAITS_KEPT)
-        self._wait_sum_s = 0.0
+        self._sweep_at = 0.0
         self._totals: Counter[str] = Counter()
         self._closed_by: Counter[str] = Counter()
-        self._retiring_calls = config.max_calls - int(config.max_calls * _RETIRING_SHARE)
+        self._pid = os.getpid()
 
     # -- life of the pool
 
@@ -254,38 +207,82 @@ class SessionPool(Generic[S]):
 
         Either way the key is kept warm from now on: further attempts are made in the background.
         """
-        self._warm.add(key)
-        self._failures.pop(key, None)
+        lending = self._lending
+        lending.rotate(key)
+        lending.warm.add(key)
+        lending.rebuild.forget(key)
         self._decide()
-        while self._state is PoolState.OPEN:
-            states = Counter(entry.state for entry in self._entries if entry.key == key)
-            if failure := self._failing(key, self._clock()):
+        while lending.state is PoolState.OPEN:
+            if failure := lending.rebuild.failing(key, self._clock()):
                 raise failure.error
-            if not states[SessionState.OPENING]:
+            of_key = Counter(e.state for e in lending.entries if e.key == key)
+            opening = of_key.pop(SessionState.OPENING, 0)
+            if not opening or of_key.total() >= lending.config.min_idle:
                 return
             await self._wait_for_change()
 
-    def borrow(self, key: SessionKey, timeout_s: float) -> Lease[S]:
-        """Return a lease to enter; it is served within ``timeout_s`` or not at all."""
-        return Lease(self, key, timeout_s)
+    def cool(self, key: SessionKey) -> None:
+        """Keep a key warm no longer: its sessions go when they have been idle for long."""
+        self._lending.warm.discard(key)
+
+    def rotate(self, key: SessionKey) -> None:
+        """Retire the sessions of the same holder with an older generation, and no others.
+
+        Idle ones are closed now, those in use when given back. Raises `credential_rotated` when
+        a newer generation is known already.
+        """
+        if self._lending.rotate(key):
+            self._decide()
+
+    def retire(self, why: Callable[[S], str]) -> None:
+        """Close sessions that ``why`` gives a reason for: idle ones now, others when given back."""
+        for entry in self._lending.entries:
+            if entry.session is not None and not entry.discarded:
+                entry.discarded = why(entry.session)
+        self._decide()
+
+    def resize(self, *, max_size: int | None = None, min_idle: int | None = None) -> None:
+        """Change the limits; a smaller pool closes idle sessions now, others when given back.
+
+        Raises ``ValueError`` for limits that do not fit together.
+        """
+        limits = self._lending.config.model_dump()
+        limits.update({"max_size": max_size} if max_size is not None else {})
+        limits.update({"min_idle": min_idle} if min_idle is not None else {})
+        self._lending.config = PoolDefinition.model_validate(limits)
+        self._decide()
+
+    def borrow(
+        self,
+        key: SessionKey,
+        timeout_s: float,
+        *,
+        borrower: str = "unknown",
+        hold_limit_s: float = float("inf"),
+    ) -> Lease[S]:
+        """Return a lease to enter; it is served within ``timeout_s`` or not at all.
+
+        ``borrower`` names the call in the report about one that holds for over ``hold_limit_s``.
+        """
+        return Lease(self, key, timeout_s, borrower, hold_limit_s)
 
     async def drain(self) -> None:
         """Lend no more, close what is idle; return when all is given back and closed.
 
         Waits as long as the borrowers work: the caller sets the limit, then calls `close`.
         """
-        if self._state is PoolState.OPEN:
-            self._state = PoolState.DRAINING
+        if self._lending.state is PoolState.OPEN:
+            self._lending.state = PoolState.DRAINING
         self._decide()
-        while self._entries:
+        while self._lending.entries:
             await self._wait_for_change()
 
     async def close(self) -> None:
         """End every session, also those in use; return when none is left, or after 15 seconds."""
-        self._state = PoolState.CLOSED
+        self._lending.state = PoolState.CLOSED
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for entry in list(self._entries):
+        for entry in list(self._lending.entries):
             if entry.state is SessionState.OPENING and entry.task is not None:
                 entry.task.cancel()
         self._decide()
@@ -295,34 +292,45 @@ class SessionPool(Generic[S]):
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=1.0)
-        for entry in list(self._entries):  # cancelled before it began, or stuck in its close
-            entry.move(SessionState.CLOSED)
-            self._entries.discard(entry)
+        # What is left was cancelled before it began, or is stuck in its close.
+        for entry in list(self._lending.entries):
+            self._lending.closed(entry)
+        self._changed.set()
 
     # -- borrowing
 
-    def _take_idle(self, key: SessionKey) -> _Entry[S] | None:
-        """Lend an idle session at once; nobody may be waiting, or this would be overtaking."""
-        if self._waiters or self._state is not PoolState.OPEN:
-            return None
-        idle = self._idle.get(key)
-        if not idle:
-            return None
-        entry = idle[-1]
-        if self._unfit(entry, self._clock()):
-            return None
-        idle.pop()
-        entry.move(SessionState.IN_USE)
+    async def _obtain(self, lease: Lease[S]) -> Entry[S]:
+        """Return a session lent to this lease, proved to be alive where that is in doubt."""
+        if os.getpid() != self._pid:
+            raise RuntimeError("a pool cannot be used in a forked process")
+        if self._lending.rotate(lease.key):
+            self._decide()
+        started = self._clock()
+        deadline = asyncio.get_running_loop().time() + lease.timeout_s
+        entry = self._lending.take(lease.key, started)
+        if entry is not None and await self._fit_for_use(entry, deadline):
+            return entry
+        keeps_turn = entry is not None
+        while True:
+            entry = await self._wait(lease, deadline, keeps_turn=keeps_turn)
+            if await self._fit_for_use(entry, deadline):
+                break
+            keeps_turn = True
+        lease.waited_s = self._clock() - started
+        lease.spawned = entry.calls == 0 and entry.opened_at >= started
         return entry
 
-    async def _wait(self, lease: Lease[S], key: SessionKey, timeout_s: float) -> None:
-        started = self._clock()
+    async def _wait(self, lease: Lease[S], deadline: float, *, keeps_turn: bool) -> Entry[S]:
+        """Queue until a session is lent; a borrower whose session was unfit keeps its turn."""
+        lending = self._lending
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        waiter = _Waiter[S](key, loop.create_future())
-        self._waiters.append(waiter)
+        if not keeps_turn and lending.waiting >= lending.config.max_waiting:
+            raise self._full(lease)
         while True:
-            alarm = loop.call_at(deadline, self._give_up, waiter, timeout_s)
+            left_s = max(0.0, deadline - loop.time())
+            waiter = Waiter[S](lease.key, self._clock() + left_s, loop.create_future())
+            (lending.waiters.appendleft if keeps_turn else lending.waiters.append)(waiter)
+            alarm = loop.call_at(deadline, self._give_up, waiter, lease.timeout_s)
             try:
                 self._decide()
                 entry = await waiter.future
@@ -331,34 +339,64 @@ class SessionPool(Generic[S]):
                 raise
             finally:
                 alarm.cancel()
-            if entry.state is not SessionState.RESERVED:
-                raise self._closed()  # the pool was closed between handover and waking
-            if not self._unfit(entry, self._clock()):
-                break
-            self._shelve(entry)  # it died in that instant; the next decision closes it
-            waiter = _Waiter[S](key, loop.create_future())
-            self._waiters.appendleft(waiter)
-        entry.move(SessionState.IN_USE)
-        lease._entry = entry
-        lease.waited_s = self._clock() - started
-        lease.spawned = entry.calls == 0 and entry.opened_at >= started
+            if lending.state is not PoolState.OPEN:  # since the promise was made
+                lending.refuse(entry, self._clock())
+                self._decide()
+                raise lending.not_lending()
+            if not lending.unfit(entry, self._clock()):
+                lending.accept(entry)
+                return entry
+            lending.refuse(entry, self._clock())  # it died in that instant
+            keeps_turn = True
 
-    def _withdraw(self, waiter: _Waiter[S]) -> None:
-        """Forget a waiter that was cancelled; what it was given in the same instant goes on."""
+    async def _fit_for_use(self, entry: Entry[S], deadline: float) -> bool:
+        """Probe a session just lent, if in doubt; give it back to be closed if it is not fit."""
+        lending = self._lending
+        if not lending.needs_proof(entry, self._clock()):
+            return True
+        assert entry.session is not None
+        left_s = deadline - asyncio.get_running_loop().time()
+        limit_s = min(_PROBE_LIMIT_S, max(0.01, left_s))
+        lending.validating(entry)
+        self._totals["probed"] += 1
+        try:
+            async with asyncio.timeout(limit_s):
+                await entry.session.probe(limit_s)
+        except Exception as error:  # noqa: BLE001 whatever is wrong, the borrower gets another one
+            self._totals["probes_failed"] += 1
+            entry.discarded = entry.discarded or "invalid"
+            if isinstance(error, FleetError) and error.code is Code.SESSION_LOST:
+                self._died(entry)  # a late or refused answer proves nothing about the others
+        except asyncio.CancelledError:
+            entry.discarded = entry.discarded or "cancelled"
+            self._give_back(entry)
+            raise
+        if lending.unfit(entry, self._clock()) and entry.state not in ENDING:
+            self._give_back(entry)
+            return False
+        if lending.state is not PoolState.OPEN:
+            entry.discarded = entry.discarded or "drain"
+            self._give_back(entry)
+            raise lending.not_lending()
+        lending.validated(entry, self._clock())
+        if lending.waiters:
+            self._decide()  # it may have room for others
+        return True
+
+    def _withdraw(self, waiter: Waiter[S]) -> None:
+        """Forget a waiter that was cancelled; what it was promised in that instant goes on."""
         if waiter.future.cancelled() or not waiter.future.done():
             waiter.future.cancel()
             with suppress(ValueError):
-                self._waiters.remove(waiter)
+                self._lending.waiters.remove(waiter)
         elif waiter.future.exception() is None:
-            entry = waiter.future.result()
-            if entry.state is SessionState.RESERVED:
-                self._shelve(entry)
+            self._lending.refuse(waiter.future.result(), self._clock())
         self._decide()
 
-    def _give_up(self, waiter: _Waiter[S], timeout_s: float) -> None:
+    def _give_up(self, waiter: Waiter[S], timeout_s: float) -> None:
         if waiter.future.done():
             return
-        self._waiters.remove(waiter)
+        self._lending.waiters.remove(waiter)
         self._totals["timeouts"] += 1
         waiter.future.set_exception(
             FleetError(
@@ -370,213 +408,95 @@ class SessionPool(Generic[S]):
         )
         self._decide()
 
-    def _lent(self, waited_s: float, spawned: bool) -> None:
-        self._totals["borrowed"] += 1
-        self._totals["spawned"] += spawned
-        self._wait_sum_s += waited_s
-        self._waits.append(waited_s)
+    def _full(self, lease: Lease[S]) -> FleetError:
+        self._totals["refused"] += 1
+        return FleetError(
+            Code.POOL_FULL,
+            f"{self._lending.config.max_waiting} calls wait for a session with server "
+            f"{self.server} already; {lease.borrower} is refused",
+            hint="try again later, raise pool.max_size or pool.max_waiting, or run more workers",
+            retry_after_s=1.0,
+        )
 
-    def _give_back(self, entry: _Entry[S]) -> None:
-        if entry.state is not SessionState.IN_USE:
-            return  # the pool was closed meanwhile, and the session with it
-        entry.calls += 1
-        fit = not self._unfit(entry, self._clock())
-        if fit:
-            self._failures.pop(entry.key, None)
-        if fit and entry.calls < self._retiring_calls and self._hand_over(entry):
-            return
-        self._shelve(entry)
-        at_rest = fit and not self._waiters and entry.calls < self._retiring_calls
-        if not at_rest or self._state is not PoolState.OPEN:
+    def _lent(self, lease: Lease[S]) -> None:
+        lease.held_since = self._clock()
+        self._leases.add(lease)
+        self._totals["borrowed"] += 1
+        self._totals["spawned"] += lease.spawned
+
+    def _give_back(self, entry: Entry[S]) -> None:
+        if self._lending.give_back(entry, self._clock()):
+            if entry.state is SessionState.RESETTING:
+                self._start(self._reset(entry))
             self._decide()
 
-    def _hand_over(self, entry: _Entry[S]) -> bool:
-        """Pass a session straight on to the first waiter if it wants one of this key.
-
-        The same choice as in `_assign`, without looking at everything else.
-        """
-        waiters = self._waiters
-        while waiters and waiters[0].future.done():
-            waiters.popleft()
-        if not waiters or waiters[0].key != entry.key:
-            return False
-        entry.move(SessionState.IDLE)
-        entry.move(SessionState.RESERVED)
-        waiters.popleft().future.set_result(entry)
-        return True
-
-    def _shelve(self, entry: _Entry[S]) -> None:
-        entry.move(SessionState.IDLE)
-        entry.idle_since = self._clock()
-        self._idle.setdefault(entry.key, []).append(entry)
-
-    def _unfit(self, entry: _Entry[S], now: float) -> str:
-        """Say why a session must not be lent again; an empty string if it may."""
-        session = entry.session
-        assert session is not None
-        if entry.discarded:
-            return entry.discarded
-        if session.poisoned:
-            return "poisoned"
-        if not session.alive:
-            return "dead"
-        if entry.calls >= self._config.max_calls:
-            return "max_calls"
-        if now - entry.opened_at >= entry.lifetime_s:
-            return "max_lifetime"
-        return ""
-
-    # -- the decision
-
-    def _assign(self, now: float) -> _Plan[S]:
-        """Match waiters, idle sessions and free room; return what to open and what to close.
-
-        Moves sessions between states and settles waiters, nothing else: no I/O, no await.
-        """
-        plan = _Plan[S]()
-        ending = _ENDING[self._state]
-        for entry in [entry for shelf in self._idle.values() for entry in shelf]:
-            if reason := ending or self._unfit(entry, now):
-                self._retire(plan, entry, reason)
-        if self._state is PoolState.CLOSED:
-            lent = (SessionState.IN_USE, SessionState.RESERVED)
-            for entry in [e for e in self._entries if e.state in lent]:
-                entry.move(SessionState.CLOSING)
-                plan.to_close.append((entry, ending))
-        if self._state is not PoolState.OPEN:
-            for waiter in self._pop_waiters():
-                waiter.future.set_exception(self._closed())
-            return plan
-        self._serve_waiters(plan, now)
-        self._restock(plan, now)
-        self._shed_idle(plan, now)
-        return plan
-
-    def _serve_waiters(self, plan: _Plan[S], now: float) -> None:
-        coming = Counter(e.key for e in self._entries if e.state is SessionState.OPENING)
-        # Room that is about to come free has been promised to the waiters it was made for.
-        coming_room = sum(e.state is SessionState.CLOSING for e in self._entries)
-        for waiter in self._pop_waiters():
-            shelf = self._idle.get(waiter.key)
-            if shelf:
-                entry = shelf.pop()
-                entry.move(SessionState.RESERVED)
-                waiter.future.set_result(entry)
-                continue
-            if (failure := self._failing(waiter.key, now)) and not self._busy(waiter.key):
-                waiter.future.set_exception(self._cannot_open(failure, now))
-                continue
-            self._waiters.append(waiter)
-            if coming[waiter.key] > 0:
-                coming[waiter.key] -= 1
-            elif self._may_open(waiter.key, now):
-                self._open(plan, waiter.key)
-            elif coming_room > 0:
-                coming_room -= 1
-            elif len(self._entries) >= self._config.max_size:
-                self._evict(plan, waiter.key)
-
-    def _pop_waiters(self) -> list[_Waiter[S]]:
-        waiters = [waiter for waiter in self._waiters if not waiter.future.done()]
-        self._waiters.clear()
-        return waiters
-
-    def _restock(self, plan: _Plan[S], now: float) -> None:
-        """Open what is missing to ``min_idle``, not counting those that will retire soon."""
-        for key in self._warm:
-            fresh = sum(
-                e.state is SessionState.OPENING
-                or (e.state is SessionState.IDLE and not self._retiring(e, now))
-                for e in self._entries
-                if e.key == key
-            )
-            while fresh < self._config.min_idle and self._may_open(key, now):
-                self._open(plan, key)
-                fresh += 1
-
-    def _shed_idle(self, plan: _Plan[S], now: float) -> None:
-        for key, shelf in self._idle.items():
-            keep = self._config.min_idle if key in self._warm else 0
-            while len(shelf) > keep and now - shelf[0].idle_since >= self._config.max_idle_s:
-                self._retire(plan, shelf[0], "max_idle")
-
-    def _may_open(self, key: SessionKey, now: float) -> bool:
-        return (
-            len(self._entries) < self._config.max_size
-            and sum(e.state is SessionState.OPENING for e in self._entries) < _MAX_OPENING
-            and self._failing(key, now) is None
-        )
-
-    def _open(self, plan: _Plan[S], key: SessionKey) -> None:
-        entry = _Entry[S](key)
-        self._entries.add(entry)
-        plan.to_open.append(entry)
-        if (failure := self._failures.get(key)) is not None:
-            # One attempt at a time until the server is known to be back.
-            failure.retry_at = float("inf")
-
-    def _evict(self, plan: _Plan[S], key: SessionKey) -> None:
-        """Make room by closing the session of another key that has been idle the longest."""
-        others = [shelf[0] for other, shelf in self._idle.items() if other != key and shelf]
-        if others:
-            self._retire(plan, min(others, key=lambda entry: entry.idle_since), "evicted")
-
-    def _retire(self, plan: _Plan[S], entry: _Entry[S], reason: str) -> None:
-        self._idle[entry.key].remove(entry)
-        entry.move(SessionState.CLOSING)
-        plan.to_close.append((entry, reason))
-
-    def _retiring(self, entry: _Entry[S], now: float) -> bool:
-        age_s = now - entry.opened_at
-        return entry.calls >= self._retiring_calls or age_s >= entry.lifetime_s * (
-            1 - _RETIRING_SHARE
-        )
-
-    def _busy(self, key: SessionKey) -> bool:
-        """Say whether a session of this key exists that a waiter can hope for."""
-        hope = (SessionState.OPENING, SessionState.RESERVED, SessionState.IN_USE)
-        return any(e.key == key and e.state in hope for e in self._entries)
-
-    def _failing(self, key: SessionKey, now: float) -> _Failure | None:
-        failure = self._failures.get(key)
-        return failure if failure is not None and failure.retry_at > now else None
-
-    def _cannot_open(self, failure: _Failure, now: float) -> FleetError:
-        error = failure.error
-        return FleetError(
-            error.code,
-            error.message,
-            hint=error.hint,
-            retry_after_s=max(0.0, failure.retry_at - now),
-            details=error.details,
-        )
-
-    def _closed(self) -> FleetError:
-        return FleetError(
-            Code.POOL_CLOSED,
-            f"the worker lends no more sessions with server {self.server}: it is stopping",
-            hint="submit the call again; another worker takes it",
-        )
+    async def _reset(self, entry: Entry[S]) -> None:
+        tool = self._lending.config.reset_tool
+        assert entry.session is not None
+        assert tool is not None
+        try:
+            async with asyncio.timeout(_RESET_LIMIT_S):
+                await entry.session.reset(tool, _RESET_LIMIT_S)
+        except BaseException as error:
+            entry.discarded = entry.discarded or "reset"
+            if not isinstance(error, Exception):
+                raise
+            logger.warning("a session of %s could not be reset by %s: %s", self.server, tool, error)
+        finally:
+            self._lending.reset_done(entry, self._clock())
+            self._decide()
 
     # -- carrying decisions out
 
     def _decide(self) -> None:
-        plan = self._assign(self._clock())
+        plan = self._lending.decide(self._clock())
         for entry, reason in plan.to_close:
             self._closed_by[reason] += 1
             self._start(self._close_entry(entry))
         for entry in plan.to_open:
             entry.task = self._start(self._live(entry))
         self._changed.set()
-        if self._sweeper is None and self._state is PoolState.OPEN:
-            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_S, self.sweep)
+        if self._lending.state is not PoolState.CLOSED:
+            self._sweep_within(min(_SWEEP_S, max(_SOONEST_S, plan.look_again_in_s or _SWEEP_S)))
+
+    def _sweep_within(self, delay_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        at = loop.time() + delay_s
+        if self._sweeper is not None and self._sweep_at <= at:
+            return
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._sweep_at = at
+        self._sweeper = loop.call_at(at, self.sweep)
 
     def sweep(self) -> None:
-        """Close what is old, reopen what is missing; runs by itself every second."""
+        """Close what is old, reopen what is missing, report what is held for too long.
+
+        Runs by itself every second, and when something may be opened again.
+        """
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        now = self._clock()
+        for lease in [le for le in self._leases if now - le.held_since > le.hold_limit_s]:
+            self._reclaim(lease, now)
         self._decide()
+
+    def _reclaim(self, lease: Lease[S], now: float) -> None:
+        """Report a borrower that keeps its session, and take it away."""
+        self._leases.discard(lease)
+        self._totals["leaked"] += 1
+        logger.error(
+            "a session of %s has been held for %.1f s by %s, which stands at %s: it is taken away",
+            self.server,
+            now - lease.held_since,
+            lease.borrower,
+            lease.where(),
+        )
+        entry, lease._entry = lease._entry, None
+        assert entry is not None
+        entry.discarded = entry.discarded or "leaked"
+        self._give_back(entry)
 
     def _start(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.create_task(work, name=f"pool of {self.server}")
@@ -584,57 +504,54 @@ class SessionPool(Generic[S]):
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _live(self, entry: _Entry[S]) -> None:
+    async def _live(self, entry: Entry[S]) -> None:
         """Open a session and stay with it until it dies or is closed."""
         try:
             session = await self._open_session(entry.key)
-        except asyncio.CancelledError:
-            self._forget(entry)
-            raise
-        except FleetError as error:
+        except BaseException as error:
             self._open_failed(entry, error)
+            if isinstance(error, asyncio.CancelledError | KeyboardInterrupt | SystemExit):
+                raise
             return
-        except Exception as error:  # noqa: BLE001 a pool must survive whatever a session does
-            self._open_failed(entry, self._unexpected(error))
+        if session.dead.is_set():
+            await session.close()
+            self._open_failed(entry, self._stillborn())
             return
-        entry.session = session
-        self._opened(entry)
+        self._opened(entry, session)
         with suppress(TimeoutError):
             async with asyncio.timeout(_STILLBORN_S):
                 await session.dead.wait()
-            if entry.state is SessionState.IDLE and not entry.calls:
-                self._note_failure(entry.key, self._stillborn())
+            if not entry.calls and not entry.users:
+                self._lending.rebuild.failed(entry.key, self._stillborn(), self._clock())
         if not session.dead.is_set():
-            self._failures.pop(entry.key, None)
+            self._lending.rebuild.forget(entry.key)
             await session.dead.wait()
-        if entry.state is SessionState.IDLE:
+        if entry.state not in ENDING:
+            self._died(entry)
             self._decide()
 
-    def _opened(self, entry: _Entry[S]) -> None:
-        now = self._clock()
+    def _opened(self, entry: Entry[S], session: S) -> None:
+        config = self._lending.config
         self._totals["opened"] += 1
-        if (failure := self._failures.get(entry.key)) is not None:
-            failure.retry_at = now  # forgotten when a session has lived for a while
-        entry.opened_at = now
-        entry.lifetime_s = self._config.max_lifetime_s * (1 - _LIFETIME_JITTER * self._jitter())
-        self._shelve(entry)
+        entry.lifetime_s = config.max_lifetime_s * (1 - _LIFETIME_JITTER * self._jitter())
+        entry.max_idle_s = config.max_idle_s * (1 - _LIFETIME_JITTER * self._jitter())
+        self._lending.opened(entry, session, self._clock())
         self._decide()
 
-    def _open_failed(self, entry: _Entry[S], error: FleetError) -> None:
+    def _open_failed(self, entry: Entry[S], error: BaseException) -> None:
+        if not isinstance(error, FleetError):
+            error = FleetError(
+                Code.SERVER_UNAVAILABLE,
+                f"no session with server {self.server} can be opened: "
+                f"{type(error).__name__}: {error}",
+            )
         self._totals["open_failures"] += 1
-        self._note_failure(entry.key, error)
-        self._forget(entry)
+        self._lending.rebuild.failed(entry.key, error, self._clock())
+        self._lending.closed(entry)
+        self._decide()
 
-    def _note_failure(self, key: SessionKey, error: FleetError) -> None:
-        previous = self._failures.get(key)
-        attempts = previous.attempts + 1 if previous else 1
-        ceiling = min(_BACKOFF_LIMIT_S, _BACKOFF_S * 2 ** min(attempts - 1, 10))
-        delay_s = ceiling * (0.5 + 0.5 * self._jitter())
-        if error.retry_after_s is not None:
-            delay_s = max(delay_s, min(error.retry_after_s, _BACKOFF_LIMIT_S))
-        self._failures[key] = _Failure(error, attempts, self._clock() + delay_s)
-        # The retry must not wait for somebody to come by.
-        asyncio.get_running_loop().call_later(delay_s, self.sweep)
+    def _died(self, entry: Entry[S]) -> None:
+        self._lending.mourn(entry, self._clock())
 
     def _stillborn(self) -> FleetError:
         return FleetError(
@@ -643,28 +560,18 @@ class SessionPool(Generic[S]):
             hint="see what it says on stderr",
         )
 
-    def _unexpected(self, error: Exception) -> FleetError:
-        return FleetError(
-            Code.SERVER_UNAVAILABLE,
-            f"no session with server {self.server} can be opened: {type(error).__name__}: {error}",
-        )
-
-    async def _close_entry(self, entry: _Entry[S]) -> None:
+    async def _close_entry(self, entry: Entry[S]) -> None:
         assert entry.session is not None
         try:
             async with asyncio.timeout(_CLOSE_LIMIT_S):
                 await entry.session.close()
-        except Exception:  # noqa: BLE001 a session that cannot be closed is gone all the same
-            self._totals["close_failures"] += 1
+        except Exception:  # a session that cannot be closed is gone all the same
+            logger.warning("a session of %s did not close well", self.server, exc_info=True)
         finally:
             if entry.task is not None:
                 entry.task.cancel()  # it was waiting for the session's death
-            self._forget(entry)
-
-    def _forget(self, entry: _Entry[S]) -> None:
-        entry.move(SessionState.CLOSED)
-        self._entries.discard(entry)
-        self._decide()
+            self._lending.closed(entry)
+            self._decide()
 
     async def _wait_for_change(self) -> None:
         self._changed.clear()
@@ -674,30 +581,26 @@ class SessionPool(Generic[S]):
 
     def stats(self) -> PoolStats:
         """Return the pool's figures."""
-        states = Counter(entry.state for entry in self._entries)
+        lending = self._lending
+        states = Counter(entry.state.value for entry in lending.entries)
         return PoolStats(
-            state=self._state.value,
-            opening=states[SessionState.OPENING],
-            idle=states[SessionState.IDLE],
-            reserved=states[SessionState.RESERVED],
-            in_use=states[SessionState.IN_USE],
-            closing=states[SessionState.CLOSING],
-            waiting=len(self._waiters),
-            max_size=self._config.max_size,
+            state=lending.state.value,
+            **{s.value: states[s.value] for s in SessionState if s is not SessionState.CLOSED},
+            waiting=lending.waiting,
+            max_size=lending.config.max_size,
+            calls_per_session=lending.config.calls_per_session,
+            calls_under_way=sum(entry.borrowed for entry in lending.entries),
             borrowed_total=self._totals["borrowed"],
             spawned_total=self._totals["spawned"],
             opened_total=self._totals["opened"],
             open_failures_total=self._totals["open_failures"],
             closed_total=dict(self._closed_by),
             timeouts_total=self._totals["timeouts"],
-            borrow_wait_sum_s=self._wait_sum_s,
-            recent_waits_s=tuple(self._waits),
+            refused_total=self._totals["refused"],
+            probed_total=self._totals["probed"],
+            probes_failed_total=self._totals["probes_failed"],
+            leaked_total=self._totals["leaked"],
         )
 
     def __repr__(self) -> str:
-        now = self.stats()
-        return (
-            f"<SessionPool {self.server}: {now.state}, {now.idle} idle, {now.in_use} in use, "
-            f"{now.opening} opening, {now.closing} closing of {now.max_size}, "
-            f"{now.waiting} waiting>"
-        )
+        return f"<SessionPool {self.server}: {self.stats()}>"
