@@ -7,10 +7,17 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from workers.census import Census
+from workers.lending import SessionState
+
 if TYPE_CHECKING:
-    from workers.runtime import ServedVersion
+    from workers.versions import ServedVersion
 
 WAITS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30, 60)
+POOL_EVENTS: Final = (
+    "borrowed", "spawned", "opened", "open_failures", "timeouts", "refused", "probed",
+    "probes_failed", "leaked",
+)  # fmt: skip
 SIZES: Final = (256, 1024, 4096, 16_384, 65_536, 262_144, 1_048_576, 10_485_760)
 
 
@@ -44,10 +51,22 @@ class Figures:
             ("server", "version"),
             registry=self._registry,
         )
-        self._opened = Gauge(
-            "toolfleet_sessions_opened",
-            "Sessions opened since the worker started",
+        self._pool_size = Gauge(
+            "toolfleet_pool_max_size",
+            "Sessions that may exist at once",
             ("server", "version"),
+            registry=self._registry,
+        )
+        self._pool_events = Gauge(
+            "toolfleet_pool_events",
+            "What happened in a pool since the worker started, by kind",
+            ("server", "version", "event"),
+            registry=self._registry,
+        )
+        self._closed = Gauge(
+            "toolfleet_sessions_closed",
+            "Sessions closed since the worker started, by reason",
+            ("server", "version", "reason"),
             registry=self._registry,
         )
         self._breaker = Gauge(
@@ -57,21 +76,49 @@ class Figures:
             registry=self._registry,
         )
 
+        self._processes = self._gauge("processes", "Processes below the worker's own")
+        self._zombies = self._gauge("zombies", "Zombies among them")
+        self._open_fds = self._gauge("open_fds", "Open file descriptors of the worker")
+        self._children_open_fds = self._gauge(
+            "children_open_fds", "Open file descriptors of the processes below it"
+        )
+
+    def count(self, census: Census) -> None:
+        """Take over what a census found."""
+        self._processes.set(census.processes)
+        self._zombies.set(census.zombies)
+        self._open_fds.set(census.open_fds)
+        self._children_open_fds.set(census.children_open_fds)
+
     def take(self, served: Sequence[ServedVersion]) -> None:
-        """Read the pools and breakers of this process."""
+        """Read the pools and breakers of this process; forget those of versions that are gone."""
+        for gauge in (
+            self._sessions, self._waiting, self._pool_size, self._pool_events, self._closed,
+            self._breaker,
+        ):  # fmt: skip
+            gauge.clear()
         for version in served:
             labels = (version.definition.name, version.definition.version)
             stats = version.pool.stats()
-            for state in ("opening", "idle", "reserved", "in_use", "closing"):
-                self._sessions.labels(*labels, state).set(getattr(stats, state))
+            for state in SessionState:
+                if state is not SessionState.CLOSED:
+                    self._sessions.labels(*labels, state.value).set(getattr(stats, state.value))
             self._waiting.labels(*labels).set(stats.waiting)
-            self._opened.labels(*labels).set(stats.opened_total)
+            self._pool_size.labels(*labels).set(stats.max_size)
+            for event in POOL_EVENTS:
+                self._pool_events.labels(*labels, event).set(getattr(stats, f"{event}_total"))
+            for reason, count in stats.closed_total.items():
+                self._closed.labels(*labels, reason).set(count)
             level = {"closed": 0, "half_open": 1, "open": 2}
             self._breaker.labels(*labels).set(level[version.breaker.known.state.value])
 
     def exposition(self) -> str:
         """Return every figure as Prometheus text."""
         return generate_latest(self._registry).decode()
+
+    def _gauge(self, name: str, help_: str) -> Gauge:
+        gauge = Gauge(f"toolfleet_{name}", help_, ("server",), registry=self._registry)
+        return gauge.labels(self._server)
 
     def _histogram(self, name: str, help_: str, buckets: Sequence[float]) -> Histogram:
         histogram = Histogram(

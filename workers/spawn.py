@@ -5,8 +5,10 @@ streams a ``ClientSession`` speaks through. It differs from the SDK's own in wha
 
 1. stderr is always drained; its last `STDERR_TAIL_BYTES` are kept for error messages.
 2. Leaving takes at most two grace periods and a reap, blocks nothing but the one who leaves, runs
-   to its end even if that one is cancelled, and leaves no process of the child's group behind.
+   to its end even if that one is cancelled, and leaves no process behind that the child started,
+   in whatever group or session.
 3. A killed worker takes the child with it (Linux, where `setpriv` is installed).
+4. A child beyond the CPU time of its sandbox is killed within `CPU_LOOK_EVERY_S`.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from workers.launch import Launch, cannot_start
 from workers.stdio import DEFAULT_MAX_LINE_BYTES, LineBuffer, ReadStream, WriteStream
 
 STDERR_TAIL_BYTES: Final = 4096
+CPU_LOOK_EVERY_S: Final = 1.0
 _REAP_LIMIT_S: Final = 2.0  # for the loop to notice a SIGKILL
 _EOF_LIMIT_S: Final = 0.5  # for the rest of stdout after the child has exited
 
@@ -58,7 +61,6 @@ class _Child(asyncio.SubprocessProtocol):
         self.pid = 0
         self.exit_code: int | None = None
         self.exited = asyncio.Event()
-        self.sent = 0
         self.writable = True
         self.stopping = False
         self._stderr = bytearray()
@@ -119,7 +121,6 @@ class _Child(asyncio.SubprocessProtocol):
         """Hand bytes to stdin; return what to wait for when the child is not reading them."""
         if not self.writable or self.lines.ended or self.stopping:
             raise anyio.BrokenResourceError
-        self.sent += 1
         self._transport.get_pipe_transport(0).write(data)  # type: ignore[union-attr]
         return self._drained
 
@@ -171,6 +172,11 @@ class _Child(asyncio.SubprocessProtocol):
                 await self.exited.wait()
         return self.exited.is_set()
 
+    def kill(self) -> None:
+        """Kill the child and its group at once."""
+        if self.pid and not self.exited.is_set():
+            self._signal_group(signal.SIGKILL)
+
     def _signal_group(self, number: signal.Signals) -> None:
         # The child leads its own session, so its pid is the number of its group.
         with suppress(ProcessLookupError, PermissionError):
@@ -198,23 +204,29 @@ class StdioTransport:
         self._child: _Child | None = None
         self._reading: ReadStream | None = None
         self._stopping: asyncio.Task[StopReport] | None = None
+        self._cpu_look: asyncio.TimerHandle | None = None
         self.stop_report: StopReport | None = None
 
     async def __aenter__(self) -> tuple[ReadStream, WriteStream]:
-        loop = asyncio.get_running_loop()
+        child = _Child(self._max_line_bytes, self._on_lost)
         try:
-            _, child = await loop.subprocess_exec(
-                lambda: _Child(self._max_line_bytes, self._on_lost),
+            await asyncio.get_running_loop().subprocess_exec(
+                lambda: child,
                 *self._launch.argv,
                 env=dict(self._launch.env),
                 cwd=self._launch.cwd,
                 start_new_session=True,
             )
-        except (OSError, ValueError) as error:
+        except BaseException as error:
+            child.kill()
+            await self._bury()
+            if not isinstance(error, OSError | ValueError):
+                raise
             raise cannot_start(
                 self._launch.server, str(error), "check command, cwd and env in its definition"
             ) from error
         self._child = child
+        self._look_at_cpu()
         self._reading = ReadStream(child.lines)
         return self._reading, WriteStream(child)
 
@@ -231,10 +243,31 @@ class StdioTransport:
         assert self._child is not None, "the transport was never entered"
         if self._stopping is None:
             self._stopping = asyncio.create_task(
-                self._child.stop(self.stop_grace_s), name=f"stop {self._launch.server}"
+                self._end(self._child), name=f"stop {self._launch.server}"
             )
             self._stopping.add_done_callback(self._stopped)
         return await asyncio.shield(self._stopping)
+
+    async def _end(self, child: _Child) -> StopReport:
+        try:
+            return await child.stop(self.stop_grace_s)
+        finally:
+            if self._cpu_look is not None:
+                self._cpu_look.cancel()
+            await self._bury()
+
+    async def _bury(self) -> None:
+        if self._launch.leaves_traces:
+            await asyncio.to_thread(self._launch.bury)
+
+    def _look_at_cpu(self) -> None:
+        """Kill a child whose tree has used up its CPU time; look again later."""
+        group, child = self._launch.group, self._child
+        if child is None or child.exited.is_set() or group is None or "cpu_s" not in group.limits:
+            return
+        if group.excess() == "cpu_s":
+            child.kill()
+        self._cpu_look = asyncio.get_running_loop().call_later(CPU_LOOK_EVERY_S, self._look_at_cpu)
 
     def _stopped(self, task: asyncio.Task[StopReport]) -> None:
         if not task.cancelled() and task.exception() is None:
@@ -251,11 +284,6 @@ class StdioTransport:
     def pid(self) -> int | None:
         """Return the child's process id, which is also its group's and its session's."""
         return self._child.pid if self._child else None
-
-    @property
-    def sent(self) -> int:
-        """Return how many messages were handed to the child's stdin."""
-        return self._child.sent if self._child else 0
 
     @property
     def oversize(self) -> bool:
@@ -276,4 +304,6 @@ class StdioTransport:
             facts["stderr"] = tail
         if self._child.exit_code is not None:
             facts["exit_code"] = self._child.exit_code
+            if (exceeded := self._launch.excess(self._child.exit_code)) is not None:
+                facts["exceeded"] = exceeded
         return facts
