@@ -67,6 +67,7 @@ TABLE: Final[dict[Code, Consequence]] = {
     # The server or the way to it failed.
     Code.CALL_TIMEOUT: Consequence(_LATE, False, Rerun.NEVER, Effect.UNKNOWN),
     Code.SESSION_LOST: Consequence(_BAD, False, Rerun.IF_DELIVERY_ALLOWS, Effect.UNKNOWN),
+    Code.LIMIT_EXCEEDED: Consequence(_BAD, False, Rerun.NEVER, Effect.UNKNOWN),
     Code.PROTOCOL_ERROR: Consequence(_BAD, False, Rerun.NEVER, Effect.UNKNOWN),
     # A gateway's 502 or 504 may stand in front of a server that did the work.
     Code.UPSTREAM_FAILED: Consequence(_BAD, False, Rerun.NEVER, Effect.UNKNOWN),

@@ -2,7 +2,9 @@
 
 1. A line longer than ``max_line_bytes`` ends the reading instead of filling the memory.
 2. Invalid UTF-8, banners and other noise cost that line only, and are counted.
-3. Unread lines are bounded: beyond `QUEUE_BYTES` the pipe is not read until they are taken.
+3. Unread lines are bounded: beyond `QUEUE_BYTES` the pipe is not read until they are taken. Taking
+   them lets others run in between, however many there are.
+4. Only our requests wait for a child that does not read; our answers to its own are dropped then.
 """
 
 from __future__ import annotations
@@ -15,11 +17,22 @@ from typing import Final, Protocol, Self
 
 import anyio
 from mcp.shared.message import SessionMessage
-from mcp_types import JSONRPCMessage, JSONRPCNotification, jsonrpc_message_adapter
+from mcp_types import (
+    JSONRPCError,
+    JSONRPCMessage,
+    JSONRPCRequest,
+    JSONRPCResponse,
+    jsonrpc_message_adapter,
+)
 from pydantic import ValidationError
+
+from registry.errors import FleetError
+from workers.exchange import Breather, current_exchange
+from workers.large import LargeMessages
 
 DEFAULT_MAX_LINE_BYTES: Final = 10_000_000
 QUEUE_BYTES: Final = 1 << 20
+_LINE_COST: Final = 50  # bytes that a line takes besides its own
 
 
 class Pipe(Protocol):
@@ -45,6 +58,7 @@ class LineBuffer:
         self._queued_bytes = 0
         self._paused = False
         self._reader: asyncio.Future[None] | None = None
+        self._breather = Breather()
 
     def feed(self, data: bytes) -> bool:
         """Take what was read; return False when a line is too long (there will be no more)."""
@@ -81,6 +95,8 @@ class LineBuffer:
 
     async def next_line(self) -> bytes | None:
         """Return the next line, or None when there will be no more."""
+        if self._lines:
+            await self._breather.breathe()
         while not self._lines:
             if self.ended:
                 return None
@@ -90,13 +106,15 @@ class LineBuffer:
                 await self._reader
             finally:
                 self._reader = None
+            self._breather.rested()
         line = self._lines.popleft()
-        self._queued_bytes -= len(line)
+        self._queued_bytes -= len(line) + _LINE_COST
         return line
 
     def _queue(self, line: bytes) -> None:
-        self._lines.append(line)
-        self._queued_bytes += len(line)
+        if line:
+            self._lines.append(line)
+            self._queued_bytes += len(line) + _LINE_COST
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -104,17 +122,26 @@ class LineBuffer:
 
 
 class ReadStream:
-    """The read stream: stdout's lines as messages; a line that is none is counted and skipped."""
+    """The read stream: stdout's lines as messages; a line that is none is counted and skipped.
+
+    A large one is shrunk by ``large``, if there is one; where that fails, the stream ends.
+    """
 
     def __init__(self, lines: LineBuffer) -> None:
         self._lines = lines
         self.ignored_lines = 0
+        self.large: LargeMessages | None = None
 
     def __aiter__(self) -> ReadStream:
         return self
 
     async def __anext__(self) -> SessionMessage | Exception:
         while (line := await self._lines.next_line()) is not None:
+            if self.large is not None and self.large.is_large(line):
+                try:
+                    line = await self.large.shrink(line)
+                except FleetError:
+                    break
             if (message := _parse(line)) is not None:
                 return SessionMessage(message)
             self.ignored_lines += 1
@@ -163,16 +190,25 @@ class WriteStream:
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
+        self._full: asyncio.Future[None] | None = None
 
     async def send(self, item: SessionMessage, /) -> None:
-        """Write a message; wait while the child does not read, unless it is a notification."""
-        data = item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
-        full = self._pipe.write(data)
+        """Write a message; a request waits while the child does not read."""
+        message = item.message
+        if isinstance(message, JSONRPCResponse | JSONRPCError) and self._is_full():
+            return  # a child may ask without end and never read what it is told
+        data = message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
+        self._full = self._pipe.write(data)
         # A notification, above all a cancellation, never waits for a child that stopped reading.
-        if full is not None and not isinstance(item.message, JSONRPCNotification):
-            await asyncio.shield(full)
-            if not self._pipe.writable:
-                raise anyio.BrokenResourceError
+        if isinstance(message, JSONRPCRequest):
+            current_exchange().sent = True
+            if self._full is not None:
+                await asyncio.shield(self._full)
+                if not self._pipe.writable:
+                    raise anyio.BrokenResourceError
+
+    def _is_full(self) -> bool:
+        return self._full is not None and not self._full.done()
 
     async def aclose(self) -> None:
         """Do nothing: the transport ends its streams."""

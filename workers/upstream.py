@@ -1,98 +1,186 @@
 """The HTTP client of one session: what the SDK's transport hides or leaves unbounded.
 
-1. The status and Retry-After of a refused request are kept (the SDK makes one error of them all).
-2. A JSON body larger than ``max_body_bytes`` is cut off; compressed bodies are refused.
-3. At most `RECONNECTS_PER_CALL` event streams are opened for one call, whatever the server says.
-4. Redirects are not followed; proxies and other settings are not taken from the environment.
+1. What happened to a request is noted in its own `Exchange`: status, Retry-After, a failed
+   connection (the SDK makes one error of them all, and a failed request ends its whole session).
+2. What cannot be an answer is refused at its head: another content type, a compressed body, a
+   redirect, a bare 202.
+3. A JSON body larger than ``max_body_bytes`` is cut off; an event stream is bounded by the size of
+   each event instead (in `streamable_http_client`). Neither holds up the event loop.
+4. At most `STREAMS_PER_EXCHANGE` event streams are opened for one request, whatever the server
+   says, and none for one that is over.
+5. What we say aside (a cancellation, an answer to the server's own question) holds up no request
+   and takes at most `ASIDE_LIMIT_S`, and so does taking leave.
+6. Redirects are not followed; proxies and other settings are not taken from the environment.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 
-RECONNECTS_PER_CALL: Final = 5
+from workers.exchange import Breather, Exchange, current_exchange
+from workers.large import LargeMessages
+from workers.large_http import Shrunk
+
+ASIDE_LIMIT_S: Final = 1.0
+_MAX_ASIDES: Final = 64
+_MAX_ASIDE_BYTES: Final = 4096
+_REFUSAL_BYTES: Final = 64 * 1024
+_REFUSAL_LIMIT_S: Final = 0.5
+_SAID_CHARS: Final = 500
 _KEEPALIVE_S: Final = 120.0
 _WRITE_LIMIT_S: Final = 30.0
 _NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+_ANSWERS: Final = ("application/json", "text/event-stream")
+_INITIALIZED: Final = "notifications/initialized"
 
 
-class BodyTooLarge(httpx2.StreamError):
+class BodyRefused(httpx2.StreamError):
     """Cut off a body; the SDK answers the request with a parse error when it meets this."""
 
 
 class Wire(httpx2.AsyncBaseTransport):
-    """An httpx2 transport that remembers what happened to the session's latest request."""
+    """An httpx2 transport that notes what happened to each request, and bounds it.
 
-    def __init__(self, max_body_bytes: int) -> None:
+    A POST never raises: the SDK would end the session, and every other call in it.
+    """
+
+    def __init__(self, max_body_bytes: int, large: LargeMessages | None = None) -> None:
         self._inner = httpx2.AsyncHTTPTransport(
             verify=_tls(),
             trust_env=False,
-            limits=httpx2.Limits(max_connections=8, keepalive_expiry=_KEEPALIVE_S),
+            limits=httpx2.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_S),
         )
         self._max_body_bytes = max_body_bytes
-        self.sent = 0
-        self.begin()
-
-    def begin(self) -> None:
-        """Forget the previous call."""
-        self.status: int | None = None
-        self.retry_after_s: float | None = None
-        self.oversize = False
-        self._gets_left = RECONNECTS_PER_CALL
+        self._large = large
+        self._asides: set[asyncio.Task[None]] = set()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request; note its refusal; bound its body and the number of event streams."""
-        is_post = request.method == "POST"
+        """Send a request in the way its kind asks for."""
         if request.method == "GET":
-            if self._gets_left == 0:
-                raise httpx2.ConnectError("the server ends its event streams over and over")
-            self._gets_left -= 1
-        self.sent += is_post
+            return await self._listen(request, current_exchange())
+        if request.method != "POST":
+            async with asyncio.timeout(ASIDE_LIMIT_S):
+                return await self._inner.handle_async_request(request)
+        if not (aside := _aside(request)):
+            return await self._ask(request, current_exchange())
+        if aside == _INITIALIZED:
+            await self._say(request)  # requests must not overtake it
+        elif len(self._asides) < _MAX_ASIDES:
+            task = asyncio.create_task(self._say(request))
+            self._asides.add(task)
+            task.add_done_callback(self._asides.discard)
+        return httpx2.Response(202)
+
+    async def _ask(self, request: httpx2.Request, exchange: Exchange) -> httpx2.Response:
+        exchange.begin(in_session="mcp-session-id" in request.headers)
         try:
             response = await self._inner.handle_async_request(request)
-        except _NOT_SENT:
-            self.sent -= is_post
-            raise
-        if is_post and response.status_code >= 400:
-            self.status = response.status_code
-            self.retry_after_s = _retry_after(response.headers)
-        if not response.headers.get("content-type", "").startswith("text/event-stream"):
-            # An event stream is bounded by the size of each event instead.
-            response.stream = _Bounded(self, response, self._max_body_bytes)
+        except Exception as error:  # noqa: BLE001 one failed request must not end the session
+            exchange.sent = not isinstance(error, _NOT_SENT)
+            exchange.failure = error
+            return _in_its_place()
+        exchange.status = response.status_code
+        if response.status_code >= 400:
+            exchange.retry_after_s = _retry_after(response.headers)
+            return await self._refusal(response, exchange)
+        if problem := _problem(response):
+            exchange.problem = problem
+            await response.aclose()
+            return _in_its_place()
+        response.stream = self._watched(exchange, response)
         return response
 
-    async def aclose(self) -> None:
-        """Close every connection."""
-        await self._inner.aclose()
-
-
-class _Bounded(httpx2.AsyncByteStream):
-    def __init__(self, wire: Wire, response: httpx2.Response, limit: int) -> None:
+    async def _refusal(self, response: httpx2.Response, exchange: Exchange) -> httpx2.Response:
+        """Read the beginning of a refusal, which is all that is ever needed of it."""
+        body = bytearray()
         assert isinstance(response.stream, httpx2.AsyncByteStream)
-        self._wire = wire
+        try:
+            with suppress(TimeoutError, httpx2.TransportError):
+                async with asyncio.timeout(_REFUSAL_LIMIT_S):
+                    async for chunk in response.stream:
+                        body += chunk[: _REFUSAL_BYTES - len(body)]
+                        if len(body) >= _REFUSAL_BYTES:
+                            break
+        finally:
+            await response.aclose()
+        exchange.said = bytes(body[: 4 * _SAID_CHARS]).decode(errors="replace")[:_SAID_CHARS]
+        kept = {"content-type": response.headers.get("content-type", "")}
+        return httpx2.Response(response.status_code, headers=kept, content=bytes(body))
+
+    async def _listen(self, request: httpx2.Request, exchange: Exchange) -> httpx2.Response:
+        if exchange.over:
+            raise httpx2.ConnectError("nobody waits for this event stream any more")
+        if exchange.streams_left == 0:
+            raise httpx2.ConnectError("the server ends its event streams over and over")
+        exchange.streams_left -= 1
+        response = await self._inner.handle_async_request(request)
+        if problem := _problem(response):
+            await response.aclose()
+            raise httpx2.ConnectError(problem)
+        response.stream = self._watched(exchange, response)
+        return response
+
+    def _watched(self, exchange: Exchange, response: httpx2.Response) -> httpx2.AsyncByteStream:
+        watched = _Watched(exchange, response, self._max_body_bytes)
+        if self._large is None:
+            return watched
+        events = not _content_type(response).startswith(_ANSWERS[0])
+        return Shrunk(watched, exchange, self._large, events=events, max_bytes=self._max_body_bytes)
+
+    async def _say(self, request: httpx2.Request) -> None:
+        with suppress(Exception):  # it was said in passing; nothing depends on it
+            async with asyncio.timeout(ASIDE_LIMIT_S):
+                response = await self._inner.handle_async_request(request)
+                await response.aclose()
+
+    async def aclose(self) -> None:
+        """Finish what is being said aside, within its limit; close every connection."""
+        try:
+            if self._asides:
+                await asyncio.wait(self._asides)
+        finally:
+            for task in self._asides:
+                task.cancel()
+            await self._inner.aclose()
+
+
+class _Watched(httpx2.AsyncByteStream):
+    """A body that is measured while it comes in, and that lets others run meanwhile."""
+
+    def __init__(self, exchange: Exchange, response: httpx2.Response, max_bytes: int) -> None:
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        self._exchange = exchange
         self._inner = response.stream
-        self._limit = limit
-        self._packed = response.headers.get("content-encoding", "identity") != "identity"
+        self._max_bytes = max_bytes
+        self._is_json = _content_type(response).startswith(_ANSWERS[0])
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        left = self._limit
-        async for chunk in self._inner:
-            left -= len(chunk)
-            if left < 0 or self._packed:
-                self._wire.oversize = True
-                raise BodyTooLarge(
-                    "the body is compressed, which was not asked for"
-                    if self._packed
-                    else f"the body is larger than {self._limit} bytes"
-                )
-            yield chunk
+        exchange = self._exchange
+        breather = Breather()
+        left = self._max_bytes
+        try:
+            async for chunk in self._inner:
+                left -= len(chunk)
+                if self._is_json and left < 0:
+                    exchange.oversize = True
+                    raise BodyRefused(f"the body is larger than {self._max_bytes} bytes")
+                if exchange.over:
+                    raise BodyRefused("nobody waits for this body any more")
+                yield chunk
+                await breather.breathe()
+        except httpx2.TransportError as error:
+            if self._is_json:  # of an event stream, the answer may still come in another one
+                exchange.failure = error
+            raise BodyRefused(str(error)) from error
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -120,12 +208,43 @@ def _tls() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
+def _aside(request: httpx2.Request) -> str:
+    """Name what is no request of ours; an empty string for a request."""
+    if len(request.content) > _MAX_ASIDE_BYTES:
+        return ""  # only a tool's arguments are that large
+    message: dict[str, Any] = json.loads(request.content)
+    method = str(message.get("method", "an answer"))
+    return "" if "id" in message and "method" in message else method
+
+
+def _in_its_place() -> httpx2.Response:
+    """Return what the SDK resolves the one request with; its exchange says what happened."""
+    return httpx2.Response(503)
+
+
+def _problem(response: httpx2.Response) -> str:
+    """Say why a response that is no refusal cannot be an answer; an empty string if it can."""
+    status = response.status_code
+    if status != 200:
+        moved = " (a redirect, which is not followed)" if 300 <= status < 400 else ""
+        return f"HTTP {status}{moved}" if status < 400 else ""
+    if (packed := response.headers.get("content-encoding", "identity")) != "identity":
+        return f"a body packed with {packed[:40]}, which was not asked for"
+    if not (found := _content_type(response)).startswith(_ANSWERS):
+        return f"content of type {found[:80] or 'unknown'}, which is not MCP"
+    return ""
+
+
+def _content_type(response: httpx2.Response) -> str:
+    return response.headers.get("content-type", "").lower()
+
+
 def _retry_after(headers: httpx2.Headers) -> float | None:
     value = headers.get("retry-after")
     if value is None:
         return None
-    with suppress(ValueError):
-        return max(0.0, float(value))
+    if value.strip().isdigit():
+        return float(value)
     date = headers.get("date")
     with suppress(ValueError, TypeError):
         # Both dates are the server's, so its clock need not agree with ours.

@@ -5,7 +5,8 @@
 with ``--legacy`` only those before. ``--json`` answers HTTP with JSON bodies, not event streams.
 
 ``--journal PATH`` (or $JOURNAL) names a file that gets one JSON line per event:
-``{"event": "started" | "finished" | "cancelled" | "effect", "tool", "token", "pid"}``.
+``{"event": "started" | "finished" | "cancelled" | "effect", "tool", "token", "session"}``, where
+the session is the mark that a worker gave to this process (its process id is its own idea only).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ journal: list[Path] = []  # the one file of --journal, if any
 
 def note(event: str, tool: str, token: str) -> None:
     """Append one event to the journal; it is in the file when this returns."""
-    line = json.dumps({"event": event, "tool": tool, "token": token, "pid": os.getpid()})
+    session = os.environ.get("TOOLFLEET_SESSION")
+    line = json.dumps({"event": event, "tool": tool, "token": token, "session": session})
     for path in journal:
         with path.open("a") as file:
             file.write(line + "\n")
@@ -110,6 +112,20 @@ async def block(seconds: float) -> str:
 async def big(size: int) -> str:
     """Return so many bytes."""
     return "x" * size
+
+
+@server.tool(structured_output=False)
+async def around(text: str, size: int) -> str:
+    """Return so many bytes with a text in the middle of them."""
+    half = "so many words " * (size // 28)
+    return f"{half}{text} {half}"
+
+
+@server.tool(structured_output=False)
+async def repeat(unit: str, count: int) -> types.CallToolResult:
+    """Return a JSON value as often as that, as structured content."""
+    content = {"values": [json.loads(unit)] * count}
+    return types.CallToolResult(content=[], structured_content=content)
 
 
 @server.tool(structured_output=False)

@@ -12,6 +12,13 @@ from workers.breaker import Verdict
 from workers.outcome import TABLE, Effect, Rerun, consequence, next_state
 
 UNCLEAR = [code for code, follows in TABLE.items() if follows.effect is Effect.UNKNOWN]
+REFUSED_UNSEEN = [  # an HTTP server refused the request before it did anything
+    Code.CREDENTIAL_REJECTED,
+    Code.UPSTREAM_FORBIDDEN,
+    Code.UPSTREAM_NOT_FOUND,
+    Code.UPSTREAM_CONFLICT,
+    Code.RATE_LIMITED,
+]
 CLASSES_THAT_RERUN = [Delivery.READ, Delivery.IDEMPOTENT, Delivery.KEYED]
 
 
@@ -59,6 +66,31 @@ def test_a_lost_session_runs_a_repeatable_call_again_while_attempts_are_left(
 
 
 @requirement("outcome:rerun")
+@pytest.mark.parametrize("delivery", list(Delivery))
+def test_a_call_whose_session_was_forgotten_runs_again_whatever_its_delivery(
+    delivery: Delivery,
+) -> None:
+    assert after(Code.SESSION_LOST, delivery, dispatched=False) is CallState.QUEUED
+    lost_for_good = after(Code.SESSION_LOST, delivery, dispatched=False, attempts_left=False)
+    assert lost_for_good is CallState.FAILED
+
+
+@requirement("outcome:rerun", "outcome:write-once")
+@pytest.mark.parametrize("code", REFUSED_UNSEEN)
+@pytest.mark.parametrize("delivery", list(Delivery))
+def test_a_call_that_was_refused_at_the_door_failed_and_is_not_made_again(
+    code: Code, delivery: Delivery
+) -> None:
+    assert after(code, delivery, dispatched=False) is CallState.FAILED
+
+
+@requirement("outcome:write-once")
+def test_what_a_gateway_says_in_its_servers_place_leaves_a_write_in_doubt() -> None:
+    assert after(Code.UPSTREAM_FAILED, Delivery.WRITE) is CallState.OUTCOME_UNKNOWN
+    assert after(Code.UPSTREAM_FAILED, Delivery.READ) is CallState.FAILED
+
+
+@requirement("outcome:rerun")
 def test_waiting_for_a_session_is_no_attempt() -> None:
     state = after(Code.POOL_TIMEOUT, dispatched=False, attempts_left=False)
     assert state is CallState.QUEUED
@@ -99,6 +131,10 @@ def test_every_error_leads_along_the_ledgers_table(
         (Code.RESULT_TOO_LARGE, Verdict.SUCCEEDED),
         (Code.CALL_TIMEOUT, Verdict.TIMED_OUT),
         (Code.SESSION_LOST, Verdict.FAILED),
+        (Code.UPSTREAM_FAILED, Verdict.FAILED),
+        (Code.UPSTREAM_FORBIDDEN, Verdict.SUCCEEDED),
+        (Code.RATE_LIMITED, Verdict.ABSTAINED),
+        (Code.CREDENTIAL_REJECTED, Verdict.ABSTAINED),
         (Code.SERVER_UNAVAILABLE, Verdict.FAILED),
         (Code.POOL_TIMEOUT, Verdict.ABSTAINED),
         (Code.BREAKER_OPEN, Verdict.ABSTAINED),
