@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request
-from starlette.responses import Response
+from fastapi import APIRouter, Header, Query, Request
+from starlette.responses import Response, StreamingResponse
 
 from api.auth import actor_of
 from api.errors import PROBLEM
@@ -24,7 +24,7 @@ from api.wire import (
     run_body,
     traceparent,
 )
-from registry import overview
+from registry import artifacts, overview
 from registry.runs import sign_run_token
 from registry.submission import Wish
 
@@ -106,6 +106,28 @@ async def call_events(request: Request, call_id: str) -> Response:
     operations = operations_of(request)
     row = await operations.get_call(actor_of(request), call_id)
     return EventStream(story(operations.room, row))
+
+
+@router.get(
+    "/artifacts/{artifact_id}",
+    tags=["calls"],
+    responses={
+        200: {"description": "A large result, redacted", "content": {"application/json": {}}},
+        304: {"description": "It is what If-None-Match names: artifacts never change"},
+    },
+)
+async def get_artifact(
+    request: Request, artifact_id: str, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    """Send a result that was too large for its call; the call's `_meta` has the address."""
+    database, tenant = operations_of(request).database, actor_of(request).tenant
+    artifact = await artifacts.find(database, artifact_id, tenant=tenant)
+    headers = {"etag": f'"{artifact.sha256}"', "x-content-type-options": "nosniff"}
+    if if_none_match == headers["etag"]:
+        return Response(status_code=304, headers=headers)
+    headers["content-length"] = str(artifact.size_bytes)
+    content = artifacts.read(database, artifact)
+    return StreamingResponse(content, headers=headers, media_type=artifact.media_type)
 
 
 @router.get("/runs/{run_id}/calls", tags=["calls"])

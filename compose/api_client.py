@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -45,20 +47,32 @@ class ApiClient:
         headers: dict[str, str] | None = None,
     ) -> Any:
         """Return the answer's JSON (None when it has none); raise `AskError` for a problem."""
-        where = "/v1/" + "/".join(quote(part, safe="") for part in path)
-        try:
+        with self._reaching():
             response = self._http.request(
-                method, where, json=body, params=query or {}, headers=headers
+                method, _address(path), json=body, params=query or {}, headers=headers
             )
+        if response.is_success:
+            return response.json() if response.content else None
+        raise _problem(response)
+
+    def download(self, *path: str) -> Iterator[bytes]:
+        """Yield an answer's bytes as they come; raise `AskError` for a problem."""
+        with self._reaching(), self._http.stream("GET", _address(path)) as response:
+            if not response.is_success:
+                response.read()
+                raise _problem(response)
+            yield from response.iter_bytes()
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
         except httpx2.HTTPError as error:
             raise AskError(
                 "unreachable",
                 f"no answer from {self._url} ({type(error).__name__})",
                 "start a fleet with `toolfleet up`, or set TOOLFLEET_URL",
             ) from error
-        if response.is_success:
-            return response.json() if response.content else None
-        raise _problem(response)
 
 
 def find_fleet() -> ApiClient:
@@ -82,6 +96,10 @@ def find_fleet() -> ApiClient:
     if not key:
         raise AskError("no_key", "there is no API key to ask with", "set TOOLFLEET_KEY")
     return ApiClient(url, key)
+
+
+def _address(path: Sequence[str]) -> str:
+    return "/v1/" + "/".join(quote(part, safe="") for part in path)
 
 
 def _problem(response: httpx2.Response) -> AskError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(runs, name="run")
     app.add_typer(keys, name="keys")
     app.command("call")(call)
+    app.command("artifact")(artifact)
 
 
 @servers.command("add")
@@ -120,6 +121,21 @@ def call(
         _show(answer, as_json)
     if answer.get("state") != "succeeded" or answer.get("is_error"):
         raise typer.Exit(1)
+
+
+def artifact(
+    artifact_id: Annotated[str, typer.Argument(help="The id in a call's result, under _meta.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write it, if not to stdout.")
+    ] = None,
+) -> None:
+    """Fetch a result that was too large for its call."""
+    with _asking() as fleet, ExitStack() as stack:
+        chunks = fleet.download("artifacts", artifact_id)
+        first = next(chunks, b"")  # a problem is told before a file is made
+        file = stack.enter_context(output.open("wb")) if output else sys.stdout.buffer
+        file.write(first)
+        file.writelines(chunks)
 
 
 @keys.command("create")

@@ -214,8 +214,10 @@ class LocalFleet:
 
     def _child_environment(self) -> dict[str, str]:
         secret_key = self._settings.secret_key.get_secret_value() or self.folder.secret_key()
+        credentials = self._settings.credentials_file
         return {
             **os.environ,
+            **({"TOOLFLEET_CREDENTIALS_FILE": str(credentials.resolve())} if credentials else {}),
             "TOOLFLEET_DATABASE_URL": self.database_url,
             "TOOLFLEET_REDIS_URL": self.redis_url,
             "TOOLFLEET_DATA_DIR": str(self.folder.path),

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from sqlalchemy import text
 
+from registry.artifacts import NewArtifact
 from registry.database import Database, to_json
 from registry.definitions import Delivery
 from registry.errors import Code, FleetError
@@ -132,20 +133,26 @@ class Claim:
     remaining_s: float
     queue_wait_s: float
     traceparent: str | None
+    worker: str
+    """Who claimed it: nobody else may dispatch or end it."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How an attempt ended: a final state, or `queued` to give the call back."""
+    """How an attempt ended: a final state, or `queued` to give the call back.
+
+    ``result`` is a value, or its JSON; what it links to, ``artifact``, has to be stored before.
+    """
 
     id: str
     fence: int
     state: CallState
-    result: dict[str, Any] | None = None
+    result: dict[str, Any] | str | None = None
     is_error: bool | None = None
     error: dict[str, Any] | None = None
     timings: dict[str, Any] = field(default_factory=dict)
     attempts: int | None = None
+    artifact: NewArtifact | None = None
 
 
 _SUBMIT: Final = """
@@ -205,6 +212,7 @@ _CLAIM: Final = """
     )
     SELECT id, fence, run_id, tenant_id, actor, tool, server_name, server_version_id,
         tool_version_id, delivery, call_timeout_s, arguments, attempts, traceparent,
+        worker_id AS worker,
         EXTRACT(EPOCH FROM deadline_at - clock_timestamp())::double precision AS remaining_s,
         EXTRACT(EPOCH FROM started_at - queued_at)::double precision AS queue_wait_s
     FROM claimed
@@ -378,8 +386,10 @@ async def finish(database: Database, worker: str, endings: Sequence[Ending]) -> 
 
 def _row(ending: Ending) -> dict[str, Any]:
     # The result travels as text: inside a JSON array Postgres would refuse it for a NUL character.
-    result = None if ending.result is None else to_json(ending.result)
-    return {**vars(ending), "state": ending.state.value, "result": result}
+    result = ending.result
+    if isinstance(result, dict):
+        result = to_json(result)
+    return {**vars(ending), "state": ending.state.value, "result": result, "artifact": None}
 
 
 async def stop(

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -198,6 +199,30 @@ calls = Table(
         postgresql_where=text("reply_to IS NOT NULL AND replied_at IS NULL"),
     ),
     Index("ix_calls_run", "run_id"),
+)
+
+artifacts = Table(
+    "artifacts",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, nullable=False),
+    Column("call_id", Text, ForeignKey("calls.id", ondelete="CASCADE"), nullable=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("media_type", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("kept", Boolean, nullable=False, server_default=text("false")),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    UniqueConstraint("call_id", "fence"),
+    Index("ix_artifacts_unkept", "created_at", postgresql_where=text("NOT kept")),
+)
+
+artifact_chunks = Table(
+    "artifact_chunks",
+    metadata,
+    Column("artifact_id", Text, ForeignKey("artifacts.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("data", LargeBinary, nullable=False),
 )
 
 audit = Table(
