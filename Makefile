@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 SQLITE := compose/demo/mcp-server-sqlite
 
-.PHONY: demo up test lint bench format lock clean
+.PHONY: demo up test soak lint bench format lock clean
 
 demo: $(READY)
 	$(BIN)/toolfleet demo
@@ -16,7 +16,11 @@ up: $(READY)
 	$(BIN)/toolfleet up
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# Minutes to hours: 10,000 cycles (TOOLFLEET_SOAK_CYCLES) with servers that end badly.
+soak: $(READY)
+	$(BIN)/python -m pytest tests/soak -m soak -s -p no:randomly
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -64,6 +64,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "design 5",
         "A server is registered, and one of its tools called, by commands alone.",
     ),
+    "command:artifact": (
+        "own decision",
+        "A result that was too large for its call is fetched by a command.",
+    ),
     "command:problems": (
         "design 5",
         "A command that is refused shows code, message and hint, and ends with status 1.",
@@ -166,6 +170,66 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "reliability P18",
         "A draining pool lends no more, lets borrowers finish, and ends empty.",
     ),
+    "stop:never-the-next": (
+        "reliability P13, goal 10",
+        "A stop that comes when its call has just ended never hits the session's next borrower.",
+    ),
+    "bulkhead:neighbours": (
+        "reliability P20, goal 19",
+        "A server that hangs with a thousand queued calls leaves its neighbours' latency alone.",
+    ),
+    "pool:retires-the-grown": (
+        "reliability P19",
+        "A session whose server has grown beyond its pool's limits is retired after its call.",
+    ),
+    "pool:invariants": (
+        "reliability 1.1, goal 16",
+        "Whatever borrowers, sessions, limits and clocks do, and in any order, P1-P20 hold.",
+    ),
+    "pool:cancelled-anywhere": (
+        "reliability P4, goal 16",
+        "Cancelling a borrower, a return or a close at any await loses no session and no slot.",
+    ),
+    "pool:max-waiting": (
+        "reliability 1, psycopg",
+        "Beyond `max_waiting` a borrower is refused at once, and told when to come back.",
+    ),
+    "pool:validates": (
+        "reliability P7",
+        "A session idle for over half a second is probed, in bounded time, before it is lent.",
+    ),
+    "pool:one-proof-of-death": (
+        "reliability P8",
+        "One session's death puts every older session of that server to the proof, or to rest.",
+    ),
+    "pool:rebuild-is-paced": (
+        "reliability P9, goal 18",
+        "After a mass death sessions are opened again at a limited rate; hopeless waiters fail.",
+    ),
+    "pool:reports-leaks": (
+        "reliability P16",
+        "A borrower that keeps a session too long is named in the log and loses the session.",
+    ),
+    "pool:resizes": (
+        "reliability 1, psycopg",
+        "A pool is resized while it works; nothing in use is taken away.",
+    ),
+    "pool:resets": (
+        "guide",
+        "A session is reset by its server's own tool before the next borrower gets it.",
+    ),
+    "pool:multiplexes": (
+        "design 5",
+        "A session takes as many calls at once as `calls_per_session` says, and no more.",
+    ),
+    "pool:rotates": (
+        "reliability P1",
+        "A credential's rotation retires exactly the sessions that were opened with the old one.",
+    ),
+    "pool:spike": (
+        "HikariCP, goal 17",
+        "A burst is served by the sessions there are; the pool hardly grows.",
+    ),
     "pool:printable": (
         "style, habit 18",
         "A pool prints its state, and the print is the figures.",
@@ -224,8 +288,8 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "A session whose server died is known to be dead at once.",
     ),
     "session:child-environment": (
-        "reliability 4.2",
-        "A child's environment is a short allow-list and what its definition declares.",
+        "reliability 4.2, goal 33",
+        "A child's environment is exactly a short allow-list and what it was given.",
     ),
     "session:credentials": (
         "design 4, step 6",
@@ -233,15 +297,141 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "session:limits": (
         "design 5, sandbox",
-        "A child is held to the memory its definition allows.",
+        "A server's tree is held to the limits of its sandbox, or it does not start.",
     ),
     "session:http-status": (
         "reliability 5.3, goal 26",
         "An HTTP server's refusals are told apart by status; redirects are not followed.",
     ),
+    # --- misbehaving servers (tests/contract/test_faults.py, tests/soak)
+    "faults:all-modes": (
+        "reliability 5.2",
+        "Each known misbehaviour of a server is provoked, and has an expected end.",
+    ),
+    "faults:typed-in-time": (
+        "reliability 5.2, goals 24 and 26",
+        "However a server misbehaves, its call ends in an answer or the right code, in time.",
+    ),
+    "faults:loop-runs-on": (
+        "reliability 5.2, goal 24",
+        "No misbehaving server holds the event loop for 50 ms.",
+    ),
+    "faults:neighbours": (
+        "reliability 5.2, goal 24",
+        "While one server misbehaves, the calls of another one succeed.",
+    ),
+    "faults:reconnects": (
+        "reliability 5.3, goal 26",
+        "At most five event streams are opened for one call, and for a session's notifications.",
+    ),
+    "session:lost-or-refused": (
+        "reliability 5.1, goal 26",
+        "A session that a server forgot is lost, and its call never ran; a new one is refused.",
+    ),
+    "session:multiplexes": (
+        "design 5, calls_per_session",
+        "Calls that share a session are told apart: each has its own status, deadline and end.",
+    ),
+    "session:resets": (
+        "own decision",
+        "The operator's reset tool makes a session fit for its next user, or unfit for use.",
+    ),
+    "session:tells-the-listing-changed": (
+        "own decision",
+        "A server that says all the time that its tools changed is heard once a second.",
+    ),
+    # --- birth and death of a stdio server (tests/contract/test_spawn.py)
     "stop:whole-tree": (
+        "reliability 1.2, goal 14",
+        "A session that ends leaves no process behind, however the server's children hide.",
+    ),
+    "worker:reaps": (
+        "reliability 1.2, goal 14",
+        "A worker that starts ends what killed workers left behind, and nobody else.",
+    ),
+    "soak:leaves-nothing": (
+        "reliability goals 14, 15",
+        "After 10,000 cycles of calls, cancels and kills no process, file, thread or task is left.",
+    ),
+    "worker:counts-processes": (
+        "guide",
+        "A worker's figures show its processes, zombies and open files.",
+    ),
+    "servers:no-loader-variables": (
+        "reliability goal 33",
+        "A definition cannot set a variable by which programs load code or run commands.",
+    ),
+    # --- large results (tests/unit/test_large.py, tests/contract/test_large_results.py,
+    #     tests/integration/test_artifacts.py, tests/fleet/test_large_results.py)
+    "large:never-read-here": (
+        "goal 24, goal 25",
+        "A large message is never parsed in the worker: a small one stands for it on its way.",
+    ),
+    "large:no-stall": (
+        "goal 24",
+        "No callback of the worker's loop takes 50 ms of CPU, however large a result is.",
+    ),
+    "large:checked-and-redacted": (
+        "design 4, step 9",
+        "A large result is held to its schema, scrubbed and redacted like any other.",
+    ),
+    "large:lists-of-tools": (
+        "own decision",
+        "A page of tools may be 1 MB; one that is larger is refused.",
+    ),
+    "large:fails-alone": (
+        "own decision",
+        "A failure of the process that reads large results costs one job, and is a typed error.",
+    ),
+    "large:in-time": (
+        "own decision",
+        "A large result is read within its call's time, and holds up no message on its way.",
+    ),
+    "large:dies-with-its-worker": (
         "goal 14",
-        "A stopped session leaves no process of the server's group behind.",
+        "The process that reads large results is gone 3 s after its worker was killed.",
+    ),
+    "large:linked": (
+        "goal 25",
+        "A call with a large result succeeds with a link to it and how it begins.",
+    ),
+    "artifacts:stored-first": (
+        "own decision",
+        "What a succeeded call links to is stored; what no call kept is removed after an hour.",
+    ),
+    "artifacts:served": (
+        "goal 25",
+        "An artifact is sent as it was stored, to its tenant and to operators alone.",
+    ),
+    # --- what a worker process holds (tests/integration/test_worker.py,
+    #     tests/unit/test_versions.py)
+    "worker:claims-under-its-lease": (
+        "design 4, steps 4 and 10",
+        "Without a lease nothing is claimed; a call is dispatched under the one that claimed it.",
+    ),
+    "worker:reaches-every-job": (
+        "own decision",
+        "A stop and a lost lease reach each job of a call, however often it was delivered.",
+    ),
+    "worker:stops-in-time": (
+        "design D4",
+        "A stop that only the record knows of is acted upon while another version starts.",
+    ),
+    "worker:makes-a-version-once": (
+        "own decision",
+        "A server version is made once for all calls that wait for it, and again if that failed.",
+    ),
+    "worker:drains-all-versions": (
+        "own decision",
+        "A draining worker lends no session, of a version first asked for then neither.",
+    ),
+    "worker:lets-old-versions-go": (
+        "own decision",
+        "A worker keeps nothing of a version that nobody uses; a run that needs it has it anew.",
+    ),
+    "worker:closes-in-time": (
+        "own decision",
+        "A worker closes its versions side by side, and gives up its lease whatever they do.",
     ),
     # --- the HTTP API (tests/integration/test_api.py)
     "api:no-route-without-key": (
@@ -393,6 +583,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "migrations:repeatable": ("own decision", "Migrating a migrated database changes nothing."),
     "submit:replied-once": ("own decision", "A raw Celery client gets its call's end, once."),
+    "submit:replied-to-all": (
+        "own decision",
+        "Each task that asked for a known call gets its end, although Redis was away.",
+    ),
     # --- registry values (tests/unit/test_tools.py, test_schemas.py, test_redaction.py,
     #     test_outcome.py, test_database.py, test_errors.py)
     "tools:names": (
@@ -448,6 +642,47 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "A cold shutdown cancels what runs and leaves its message to the next worker.",
     ),
     "pool:queued-revoke": ("design D4", "A revoked task that waits in the queue never starts."),
+    # --- credentials (tests/unit/test_credentials.py, tests/fleet/test_credentials.py)
+    "credentials:own": (
+        "design D6",
+        "A tenant's calls are made with that tenant's own credential for that server.",
+    ),
+    "credentials:scope": (
+        "reliability P1, goal 30",
+        "However many tenants share a server, no call ever uses another tenant's session.",
+    ),
+    "credentials:shared": (
+        "design D6",
+        "Tenants without a credential of their own share the one that stands for all.",
+    ),
+    "credentials:missing": (
+        "design 4, step 6",
+        "Where a required credential is missing or useless, the error names server and tenant.",
+    ),
+    "credentials:listing": (
+        "own decision",
+        "Tools are listed with the shared credential; with a tenant's only where there is none.",
+    ),
+    "credentials:rotation": (
+        "reliability P1",
+        "A changed credential serves the next call; exactly the sessions with the old one go.",
+    ),
+    "credentials:private-file": (
+        "own decision",
+        "A credentials file that others may read is refused with what to do.",
+    ),
+    "credentials:last-good": (
+        "reliability 5.1",
+        "A file that is bad, half-written or gone takes no good credential away.",
+    ),
+    "credentials:secret": (
+        "design 4, step 6; goal 34",
+        "No credential is in a row, message, log, command line, error or result.",
+    ),
+    "credentials:scrubbed": (
+        "goal 34",
+        "A secret that a server repeats is replaced in results, errors, progress and logs.",
+    ),
     # --- whole fleets (tests/fleet)
     "stop:reaches-the-server": (
         "own decision",

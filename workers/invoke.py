@@ -10,29 +10,31 @@ bookkeeping: what has to be written is written.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
-import structlog
-
+from registry.artifacts import NewArtifact, link
 from registry.calls import CallState, Claim, Ending
 from registry.errors import Code, FleetError
 from registry.policy import refuse_tenant, refuse_unapproved
 from registry.redaction import redact, redact_text
 from registry.schemas import check_result
 from workers.aio_pool import DRAIN, TIME_LIMIT, USER, Job
+from workers.large import LargeResult
 from workers.outcome import ANSWERED, STOPPED, Rerun, consequence, next_state
 from workers.runtime import LEASE_LOST, ServedVersion, WorkerRuntime
 from workers.session import Session, ToolResult
 
-logger = structlog.get_logger("toolfleet.invoke")
+logger = logging.getLogger("toolfleet.invoke")
 
 T = TypeVar("T")
 
 RERUN_PAUSE_S: Final = 0.1
+HOLD_SLACK_S: Final = 5.0  # on top of a call's own limit, before its session is taken away
 
 
 class StopReason(StrEnum):
@@ -52,14 +54,26 @@ class Attempt:
     deadline: float
     """When the call must have ended, on this process's monotonic clock."""
     dispatched: bool = False
+    """Whether the server may have seen the call since its latest try began."""
     dispatches: int = 0
     session: Session | None = None
+    shared: bool = False
+    """Whether other calls were under way in the session when this one was stopped."""
     timings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def remaining_s(self) -> float:
         """Return the seconds left until the deadline."""
         return self.deadline - time.monotonic()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call got: its checked and redacted result, as it is to be recorded."""
+
+    result: dict[str, Any] | str
+    is_error: bool
+    artifact: NewArtifact | None = None
 
 
 async def invoke(worker: WorkerRuntime, call_id: str, job: Job) -> CallState | None:
@@ -83,7 +97,7 @@ async def invoke(worker: WorkerRuntime, call_id: str, job: Job) -> CallState | N
         reason = StopReason(job.reason or DRAIN)
         ending, _ = await to_the_end(_stopped(attempt, reason))
     except Exception as error:
-        logger.exception("call failed inside the worker", call=claim.id, tool=claim.tool)
+        logger.exception("call %s of %s failed inside the worker", claim.id, claim.tool)
         ending = _ending(worker, attempt, _internal(claim, error))
     await to_the_end(worker.finish(claim, ending))
     if cancelled:
@@ -95,7 +109,7 @@ async def _run(worker: WorkerRuntime, attempt: Attempt) -> Ending:
     """Dispatch until there is an answer, an error that ends the call, or no attempt left."""
     while True:
         try:
-            body = await _dispatch(worker, attempt)
+            answer = await _dispatch(worker, attempt)
         except FleetError as error:
             ending = _ending(worker, attempt, error)
             again = consequence(error).rerun is Rerun.IF_DELIVERY_ALLOWS
@@ -107,16 +121,18 @@ async def _run(worker: WorkerRuntime, attempt: Attempt) -> Ending:
                 attempt.claim.id,
                 attempt.claim.fence,
                 CallState.SUCCEEDED,
-                result=body,
-                is_error=bool(body.get("isError", False)),
+                result=answer.result,
+                is_error=answer.is_error,
+                artifact=answer.artifact,
                 timings=attempt.timings,
                 attempts=_attempts(attempt),
             )
 
 
-async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> dict[str, Any]:
+async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
     """Make the call once; return its checked and redacted result."""
     claim = attempt.claim
+    attempt.dispatched = False
     served = await worker.served(claim.server_version_id)
     refuse_tenant(claim.tenant_id, served.definition)
     tool = await worker.tool(claim.tool_version_id)
@@ -125,17 +141,42 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> dict[str, Any]:
     permit = await served.breaker.allow()
     verdict = STOPPED.verdict
     try:
-        result = await _call(worker, served, attempt, tool.name)
+        try:
+            result = await _call(worker, served, attempt, tool.name)
+        except FleetError as error:
+            if error.code is not Code.CREDENTIAL_ROTATED:
+                raise
+            result = await _call(worker, served, attempt, tool.name)  # nothing was dispatched yet
         verdict = ANSWERED.verdict
-        check_result(claim.tool, tool.output_schema, result.body)
-        body: dict[str, Any] = redact(result.body)
         worker.figures.result_bytes.observe(result.size_bytes)
-        return body
+        if result.large is not None:
+            return await _read_large(worker, attempt, result.large, tool.output_schema)
+        check_result(claim.tool, tool.output_schema, result.body)
+        return Answer(redact(result.body), result.is_error)
     except FleetError as error:
         verdict = consequence(error).verdict
         raise
     finally:
         await permit.report(verdict)
+
+
+async def _read_large(
+    worker: WorkerRuntime, attempt: Attempt, large: LargeResult, schema: dict[str, Any] | None
+) -> Answer:
+    """Have a large result checked and redacted; keep it beside the ledger if it stays large."""
+    claim = attempt.claim
+    clean = await worker.large.finish(large, claim.tool, schema, timeout_s=attempt.remaining_s)
+    if len(clean.encoded) <= worker.settings.inline_result_bytes:
+        return Answer(clean.encoded.decode(), clean.is_error)
+    artifact = NewArtifact(claim.tenant_id, claim.id, claim.fence, clean.sha256, clean.encoded)
+    instead = link(
+        artifact,
+        claim.tool,
+        is_error=clean.is_error,
+        structured=clean.structured,
+        preview=clean.preview,
+    )
+    return Answer(instead, clean.is_error, artifact)
 
 
 async def _call(
@@ -147,14 +188,20 @@ async def _call(
     patience = min(served.definition.pool.borrow_timeout_s, attempt.remaining_s)
     if patience <= 0:
         raise _late(claim)
-    async with served.pool.borrow(served.key, timeout_s=patience) as lease:
+    key = await served.keyring.key_of(claim.tenant_id)
+    async with served.pool.borrow(
+        key,
+        patience,
+        borrower=f"call {claim.id} of {claim.tool}",
+        hold_limit_s=min(claim.call_timeout_s, attempt.remaining_s) + HOLD_SLACK_S,
+    ) as lease:
         attempt.timings["borrow_wait_s"] = round(lease.waited_s, 6)
         attempt.timings["spawned"] = lease.spawned
         worker.figures.borrow_wait.observe(time.monotonic() - waited_from)
         timeout_s = min(claim.call_timeout_s, attempt.remaining_s)
         if timeout_s <= 0:
             raise _late(claim)
-        worker.refuse_without_lease()
+        worker.refuse_without_lease(claim)
         attempt.session = lease.session
         attempt.dispatched = True
         attempt.dispatches += 1
@@ -170,10 +217,11 @@ async def _call(
         except FleetError as error:
             attempt.dispatched = getattr(error, "dispatched", True)
             if not consequence(error).keep_session:
-                lease.discard(error.code.code)
+                lease.discard(error.code.code, dead=error.code is Code.SESSION_LOST)
             attempt.session = None
             raise
         except asyncio.CancelledError:
+            attempt.shared = lease.shared
             lease.discard("stopped")
             raise
         finally:
@@ -215,7 +263,10 @@ async def _stopped(attempt: Attempt, reason: StopReason) -> Ending:
     the session then climbs the ladder to SIGKILL for a stdio child that does not go quiet.
     """
     claim = attempt.claim
-    if attempt.session is not None:
+    if attempt.session is not None and attempt.shared:
+        # Closing it would take the neighbours' calls along: it ends when the last of them has.
+        attempt.timings["stop"] = {"rung": "notified", "elapsed_s": 0.0}
+    elif attempt.session is not None:
         report = await attempt.session.close()
         attempt.timings["stop"] = {"rung": report.rung, "elapsed_s": round(report.elapsed_s, 3)}
     if reason in (StopReason.DRAIN, StopReason.LEASE_LOST):
@@ -230,7 +281,7 @@ async def _stopped(attempt: Attempt, reason: StopReason) -> Ending:
                 claim.fence,
                 CallState.QUEUED,
                 timings=attempt.timings,
-                attempts=claim.attempts - (0 if attempt.dispatched else 1),
+                attempts=_attempts(attempt),
             )
         return Ending(
             claim.id,

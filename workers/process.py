@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import socket
 from typing import Final
@@ -16,6 +15,7 @@ from registry.settings import get_settings
 from workers.aio_pool import AsyncioPool, Residents
 from workers.celery_app import STEWARD_QUEUE, app, fleet_queue
 from workers.runtime import WorkerRuntime
+from workers.scrub import set_up_logging
 from workers.steward import StewardRuntime
 
 STEWARD_CONCURRENCY: Final = 200
@@ -33,7 +33,8 @@ def run_worker(server: str) -> int:
     async def find() -> int:
         try:
             version = await catalog.get_server(database, server)
-            return version.definition.pool.max_size
+            pool = version.definition.pool
+            return pool.max_size * pool.calls_per_session
         finally:
             await database.close()
 
@@ -51,10 +52,7 @@ def run_steward() -> int:
 
 
 def _run(role: str, queue: str, concurrency: int, residents: Residents) -> int:
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("celery").setLevel(logging.WARNING)
+    set_up_logging()
     app.conf.task_queues = [fleet_queue(queue)]
     AsyncioPool.residents = residents
     worker = app.Worker(

@@ -10,7 +10,7 @@ from registry.errors import FleetError
 from registry.ingest import ingest, mark_stale
 
 if TYPE_CHECKING:
-    from workers.runtime import ServedVersion
+    from workers.versions import ServedVersion
 
 logger = logging.getLogger("toolfleet.refresh")
 
@@ -19,7 +19,8 @@ async def refresh(database: Database, served: ServedVersion) -> None:
     """Refresh one server version; on failure the server stays stale, with the error on record."""
     definition = served.definition
     try:
-        async with served.pool.borrow(served.key, timeout_s=definition.timeouts.connect_s) as lease:
+        key = await served.keyring.listing_key()
+        async with served.pool.borrow(key, timeout_s=definition.timeouts.connect_s) as lease:
             listed = await lease.session.list_tools()
         changes = await ingest(database, served.id, definition, listed)
     except FleetError as error:

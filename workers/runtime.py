@@ -1,7 +1,8 @@
 """What a worker process holds: its lease, the server's pools and breakers, its figures.
 
 Invariants:
- 1. A worker whose lease has lapsed dispatches nothing: the steward may have given its calls away.
+ 1. A worker whose lease has lapsed claims nothing and dispatches nothing: the steward may have
+    given its calls away. A call is dispatched and ended under the lease that claimed it, or not.
  2. The current version's pool is warm before the first message is taken.
  3. Draining: no new borrow, what waits goes back to the queue, what runs may finish.
 """
@@ -14,56 +15,45 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any, Final
 
-from registry import calls, catalog, leases
+from registry import artifacts, calls, catalog, leases
 from registry.calls import CallState, Claim, Ending
+from registry.credentials import FileProvider
 from registry.database import Database, GroupCommit
-from registry.definitions import Delivery, ServerDefinition
 from registry.errors import Code, FleetError
 from registry.ingest import ToolRow, get_tool, mark_stale
 from registry.settings import Settings
 from workers import breaker_redis
 from workers.aio_pool import USER, Job
+from workers.background import Background
 from workers.breaker import Breaker, MemoryStore
 from workers.breaker_redis import FallbackStore, RedisStore
+from workers.census import take_census
 from workers.client import FleetClient, Message
 from workers.figures import Figures
+from workers.keyring import Keyring
+from workers.large import LargeReader
 from workers.pool import SessionKey, SessionPool
+from workers.reaper import reap
 from workers.refresh import refresh
 from workers.session import Session
+from workers.versions import ServedVersion, Versions
+
+__all__ = ["LEASE_LOST", "ServedVersion", "WorkerRuntime"]
 
 logger = logging.getLogger("toolfleet.worker")
 
 FINISH_PATIENCE_S: Final = 60.0
 FINISH_PAUSE_S: Final = 0.5
+LAPSED_PAUSE_S: Final = 1.0  # in which a worker with a lease may take the next message
 WATCH_EVERY_S: Final = 1.0
+CENSUS_EVERY_S: Final = 5.0
+TOOLS_KEPT: Final = 1_000
 LEASE_LOST: Final = "lease_lost"
-
-
-@dataclass(frozen=True)
-class ServedVersion:
-    """One server version in this process: its definition, warm sessions and breaker."""
-
-    id: int
-    definition: ServerDefinition
-    pool: SessionPool[Session]
-    breaker: Breaker
-
-    @property
-    def key(self) -> SessionKey:
-        """Return the pool key of sessions without a tenant's credential."""
-        return SessionKey(self.id)
-
-    def arguments(self, claim: Claim, tool: str) -> dict[str, Any]:
-        """Return the arguments to send; a `keyed` tool gets the call id as its idempotency key."""
-        rule = self.definition.tools.get(tool)
-        if claim.delivery is Delivery.KEYED and rule is not None and rule.idempotency_argument:
-            return {**claim.arguments, rule.idempotency_argument: claim.id}
-        return claim.arguments
 
 
 class WorkerRuntime:
@@ -78,50 +68,62 @@ class WorkerRuntime:
         self.client = FleetClient(settings.redis_url)
         self._breaker_redis = breaker_redis.connect(settings.redis_url)
         self._breakers = FallbackStore(RedisStore(self._breaker_redis), MemoryStore())
-        self._served: dict[int, asyncio.Future[ServedVersion]] = {}
-        self._current: int | None = None
-        self._tools: dict[int, ToolRow] = {}
-        self._running: dict[str, Job] = {}
+        self.large = LargeReader(
+            longest_bytes=settings.max_result_bytes, read_here_bytes=settings.inline_result_bytes
+        )
+        self._versions = Versions(self._serve)
+        self._credentials = FileProvider(settings.credentials_file)
+        self._warm: tuple[ServedVersion, SessionKey] | None = None
+        self._tools: dict[int, ToolRow] = {}  # the latest used last
+        self._running: dict[Job, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lease_until = 0.0
+        self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Background()
+        self._following: asyncio.Task[None] | None = None
         self._claims: GroupCommit[str, Claim | None] = GroupCommit(self._claim_batch)
-        self._endings: GroupCommit[Ending, bool] = GroupCommit(self._finish_batch)
+        self._endings: GroupCommit[tuple[str, Ending], bool] = GroupCommit(self._finish_batch)
 
     # -- life -------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Take a lease, warm the current version's pool, start the watches.
+        """End what dead workers left, take a lease, warm the current pool, start the watches.
 
         A server that does not start is no reason not to: its calls then end with a typed error.
         """
         self._loop = asyncio.get_running_loop()
-        await self._take_lease()
-        self._spawn(self._keep_lease())
+        await asyncio.to_thread(reap)
+        await self._take_lease(self.id)
+        self._background.start(self._keep_lease())
         try:
-            await self._follow_current()
+            await self._follow()
         except FleetError as error:
             logger.warning("server %s is not ready: %s", self.server, error.message)
-        self._spawn(self._watch())
+        self._following = self._background.start(self._every(WATCH_EVERY_S, self._follow))
+        for watch, every_s in (
+            (self._stop_asked, WATCH_EVERY_S),
+            (self._leave_figures, WATCH_EVERY_S),
+            (self._rotate_credentials, WATCH_EVERY_S),
+            (self._count_processes, CENSUS_EVERY_S),
+        ):
+            self._background.start(self._every(every_s, watch))
         logger.info("worker %s is ready", self.id)
 
     async def drain(self) -> None:
         """Let running calls finish within the grace; send back what waits for a session."""
-        for served in await self._all_served():
-            self._spawn(served.pool.drain())
+        if self._following is not None:
+            self._following.cancel()
+        self._background.start(self._versions.drain())
         with suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), self.settings.drain_grace.total_seconds())
 
     async def close(self) -> None:
-        """Close sessions, give the lease up, close connections."""
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
-        for served in await self._all_served():
-            await served.pool.close()
-            await served.breaker.close()
+        """Close sessions, give the lease up, whatever became of them, and close connections."""
+        await self._background.end()
+        await self._versions.close()
+        await self.large.close()
         with suppress(FleetError):
             await leases.close_worker(self.database, self.id)
         await self._breakers.close()
@@ -131,21 +133,24 @@ class WorkerRuntime:
 
     def info(self) -> dict[str, Any]:
         """Return what `inspect stats` and Flower show of this worker."""
-        pools = {}
-        for future in self._served.values():
-            if future.done() and not future.exception():
-                served = future.result()
-                figures = asdict(served.pool.stats())
-                del figures["recent_waits_s"]
-                pools[f"{served.definition.name}@{served.definition.version}"] = figures
+        pools = {it.name: asdict(it.pool.stats()) for it in self._versions.ready()}
         return {"worker": self.id, "server": self.server, "sessions": pools}
 
     # -- what a call needs ------------------------------------------------------------------
 
     async def claim(self, call_id: str) -> Claim | None:
-        """Claim a call, sharing a commit with others; None when it is not to be had."""
+        """Claim a call, sharing a commit with others; None when it is not to be had.
+
+        Without a lease nothing is: the row stays queued, and the steward sends its message again.
+        """
+        if self._lapsed:
+            await asyncio.sleep(LAPSED_PAUSE_S)
+            if self._lapsed:
+                logger.warning("call %s not claimed: worker %s has no lease", call_id, self.id)
+                return None
         try:
-            claim = await self._claims.add(call_id)
+            with self._counted():
+                claim = await self._claims.add(call_id)
         except FleetError as error:
             logger.warning("call %s not claimed: %s", call_id, error.message)
             return None  # the row is still queued: the steward sends its message again
@@ -164,36 +169,35 @@ class WorkerRuntime:
 
     async def served(self, version_id: int) -> ServedVersion:
         """Return a server version ready to be called; its pool is made at the first use."""
-        future = self._served.get(version_id)
-        if future is None:
-            future = asyncio.ensure_future(self._serve(version_id))
-            self._served[version_id] = future
-            future.add_done_callback(lambda done: self._drop_failed(version_id, done))
-        return await asyncio.shield(future)
+        return await self._versions.get(version_id)
 
     async def tool(self, tool_version_id: int) -> ToolRow:
-        """Return an immutable tool version, kept for the life of the process."""
-        tool = self._tools.get(tool_version_id)
+        """Return an immutable tool version; those used last are kept."""
+        tool = self._tools.pop(tool_version_id, None)
         if tool is None:
-            tool = self._tools[tool_version_id] = await get_tool(self.database, tool_version_id)
+            tool = await get_tool(self.database, tool_version_id)
+        self._tools[tool_version_id] = tool
+        if len(self._tools) > TOOLS_KEPT:
+            del self._tools[next(iter(self._tools))]
         return tool
 
-    def refuse_without_lease(self) -> None:
-        """Raise `pool_closed` when this process's lease has lapsed: it must not dispatch."""
-        if time.monotonic() >= self._lease_until:
-            raise FleetError(Code.POOL_CLOSED, f"the lease of worker {self.id} has lapsed")
+    def refuse_without_lease(self, claim: Claim) -> None:
+        """Raise `pool_closed` unless the lease that a call was claimed under holds."""
+        if self._lapsed or claim.worker != self.id:
+            raise FleetError(Code.POOL_CLOSED, f"the lease of worker {claim.worker} has lapsed")
 
     @contextmanager
     def running(self, call_id: str, job: Job) -> Iterator[None]:
-        """Count a call as running in this process, so that it can be cancelled and awaited."""
-        self._running[call_id] = job
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            del self._running[call_id]
-            if not self._running:
-                self._idle.set()
+        """Count a call as running in this process, so that it can be cancelled and awaited.
+
+        One call may run in several jobs at once: those of lost leases are about to end.
+        """
+        with self._counted():
+            self._running[job] = call_id
+            try:
+                yield
+            finally:
+                del self._running[job]
 
     def progress_of(
         self, call_id: str
@@ -209,22 +213,38 @@ class WorkerRuntime:
         """Record that Celery discarded a revoked call before it ran (called in Celery's thread)."""
         loop = self._loop
         if loop is not None:
-            loop.call_soon_threadsafe(lambda: self._spawn(self._stop_queued(call_id)))
+            loop.call_soon_threadsafe(lambda: self._background.start(self._stop_queued(call_id)))
 
     async def finish(self, claim: Claim, ending: Ending) -> None:
-        """Record how a call ended, fenced; send it again if it went back to the queue.
+        """Record how a call ended, under the lease it was claimed under; send it again if queued.
 
+        A large result is stored before; should its call not keep it, the steward removes it.
         While Postgres is away this keeps trying for a minute: the result exists only here.
         """
+        with self._counted():
+            kept = await self._record(claim, ending)
+        self.client.signals.forget(claim.id)
+        if kept is None:
+            return
+        self.figures.calls.labels(self.server, kept.state.value).inc()
+        if kept.state is CallState.QUEUED:
+            await self.client.send(_message(claim))
+
+    async def _record(self, claim: Claim, ending: Ending) -> Ending | None:
+        """Return the ending as it was recorded; None when it was not."""
         give_up = time.monotonic() + FINISH_PATIENCE_S
         while True:
             try:
-                kept = await self._endings.add(ending)
-                break
+                if ending.artifact is not None:
+                    await artifacts.store(self.database, ending.artifact)
+                if await self._endings.add((claim.worker, ending)):
+                    return ending
+                logger.warning("call %s was given away; what was done is dropped", claim.id)
+                return None
             except FleetError as error:
                 if time.monotonic() > give_up:
                     logger.exception("the end of call %s could not be recorded", claim.id)
-                    return
+                    return None
                 logger.warning("call %s not yet recorded: %s", claim.id, error.message)
                 await asyncio.sleep(FINISH_PAUSE_S)
             except Exception as error:
@@ -232,25 +252,37 @@ class WorkerRuntime:
                     raise
                 logger.exception("the result of call %s cannot be stored", claim.id)
                 ending = _without_result(claim, ending, error)
-        self.client.signals.forget(claim.id)
-        if not kept:
-            logger.warning("call %s was given away; what this worker did is dropped", claim.id)
-            return
-        self.figures.calls.labels(self.server, ending.state.value).inc()
-        if ending.state is CallState.QUEUED:
-            await self.client.send(_message(claim))
+
+    @property
+    def _lapsed(self) -> bool:
+        return time.monotonic() >= self._lease_until
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count something about a call as under way: a drain and a new lease wait for its end."""
+        self._busy += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._idle.set()
 
     # -- statements shared by calls that arrive together ------------------------------------
 
     async def _claim_batch(self, ids: Sequence[str]) -> list[Claim | None]:
         return await calls.claim(self.database, self.id, ids)
 
-    async def _finish_batch(self, endings: Sequence[Ending]) -> list[bool]:
-        kept = await calls.finish(self.database, self.id, endings)
-        await self.client.signals.ended(
-            [ending.id for ending, mine in zip(endings, kept, strict=True) if mine]
-        )
-        return kept
+    async def _finish_batch(self, batch: Sequence[tuple[str, Ending]]) -> list[bool]:
+        """Record endings under the worker ids that claimed their calls; say which were kept."""
+        kept: set[tuple[str, int]] = set()
+        for worker in {worker for worker, _ in batch}:  # one, unless a lease was just lost
+            endings = [ending for owner, ending in batch if owner == worker]
+            mine = await calls.finish(self.database, worker, endings)
+            kept |= {(it.id, it.fence) for it, ok in zip(endings, mine, strict=True) if ok}
+        await self.client.signals.ended([call_id for call_id, _ in kept])
+        return [(ending.id, ending.fence) in kept for _, ending in batch]
 
     async def _stop_queued(self, call_id: str) -> None:
         with suppress(FleetError):  # Postgres away: the call then runs or expires, and says so
@@ -262,62 +294,75 @@ class WorkerRuntime:
     async def _serve(self, version_id: int) -> ServedVersion:
         definition = await catalog.get_definition(self.database, version_id)
 
-        async def open_session(_: SessionKey) -> Session:
+        keyring = Keyring(version_id, definition, self._credentials)
+
+        async def open_session(key: SessionKey) -> Session:
             session = await Session.open(
                 definition,
+                credential=await keyring.credential(key),
                 connect_timeout_s=definition.timeouts.connect_s,
                 stop_grace_s=self.settings.stop_grace.total_seconds(),
                 max_result_bytes=self.settings.max_result_bytes,
+                large=self.large,
             )
             session.on_listing_changed = self._on_listing_changed
+            keyring.opened(session, key)
             return session
 
         breaker = Breaker(definition.name, str(version_id), definition.breaker, self._breakers)
         pool = SessionPool(definition.name, definition.pool, open_session)
-        return ServedVersion(version_id, definition, pool, breaker)
+        return ServedVersion(version_id, definition, pool, breaker, keyring)
 
     def _on_listing_changed(self) -> None:
         """Have the watch list the tools again (``notifications/tools/list_changed``)."""
-        self._spawn(self._mark_stale())
+        self._background.start(self._mark_stale())
 
     async def _mark_stale(self) -> None:
         with suppress(FleetError):  # Postgres away: the next scheduled refresh finds the change
             await mark_stale(self.database, self.server)
 
-    def _drop_failed(self, version_id: int, done: asyncio.Future[ServedVersion]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            self._served.pop(version_id, None)
-
-    async def _all_served(self) -> list[ServedVersion]:
-        found = await asyncio.gather(*self._served.values(), return_exceptions=True)
-        return [served for served in found if isinstance(served, ServedVersion)]
-
-    async def _follow_current(self) -> None:
-        """Warm the server's current version and list its tools when they may have changed."""
+    async def _follow(self) -> None:
+        """Warm the current version, let old ones go; list tools when they may have changed."""
         current = await catalog.get_server(self.database, self.server)
+        await self._versions.let_go(but=current.id)
         served = await self.served(current.id)
-        if current.id != self._current:
-            self._current = current.id
-            await served.pool.start(served.key)
+        await self._keep_warm(served)
         if current.stale:
             await refresh(self.database, served)
 
+    async def _keep_warm(self, served: ServedVersion) -> None:
+        """Keep the current version's sessions warm, where there are any to share, and no others."""
+        key = await served.keyring.warm_key()
+        if self._warm is not None:
+            previous, warm_key = self._warm
+            # A provider that cannot be asked just now has taken nothing away.
+            if key == warm_key or (key is None and previous is served):
+                return
+            previous.pool.cool(warm_key)
+        self._warm = None if key is None else (served, key)
+        if key is not None:
+            await served.pool.start(key)
+
     # -- watches ----------------------------------------------------------------------------
 
-    async def _take_lease(self) -> None:
+    async def _take_lease(self, worker: str) -> None:
         asked = time.monotonic()
         await leases.open_worker(
             self.database,
-            self.id,
+            worker,
             self.server,
             socket.gethostname(),
             os.getpid(),
             self.settings.worker_lease,
         )
+        self.id = worker
         self._lease_until = asked + self.settings.worker_lease.total_seconds()
 
     async def _keep_lease(self) -> None:
-        """Renew the lease; when it was lost, let go of its calls and take a new one."""
+        """Renew the lease; when it was lost, let go of its calls and take a new one.
+
+        A call that does not let go in time holds nothing up: under its lost lease it is harmless.
+        """
         lease_s = self.settings.worker_lease.total_seconds()
         while True:
             await asyncio.sleep(lease_s / 4)
@@ -327,37 +372,53 @@ class WorkerRuntime:
                     self._lease_until = asked + lease_s
                     continue
                 logger.warning("worker %s lost its lease; its calls are given away", self.id)
-                for job in list(self._running.values()):
+                self._lease_until = 0.0
+                for job in list(self._running):
                     job.cancel(LEASE_LOST)
-                await asyncio.wait_for(self._idle.wait(), FINISH_PATIENCE_S)
-                self.id = _worker_id(self.server)
-                await self._take_lease()
-            except (FleetError, TimeoutError) as error:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._idle.wait(), FINISH_PATIENCE_S)
+                await self._take_lease(_worker_id(self.server))
+            except FleetError as error:
                 logger.warning("lease of %s not renewed: %s", self.id, error)
             except Exception:  # without a lease this worker would never dispatch again
                 logger.exception("lease of %s not renewed", self.id)
 
-    async def _watch(self) -> None:
-        """Act on what the record says: stops, a new version, a stale listing; leave figures."""
+    async def _stop_asked(self) -> None:
+        """Stop the calls that were asked to stop: what a revoke that Redis lost rests on."""
+        asked = set(await calls.stops_of(self.database, self.id))
+        for job, call_id in list(self._running.items()):
+            if call_id in asked:
+                job.cancel(USER)
+
+    async def _leave_figures(self) -> None:
+        """Leave this process's figures where the API finds them."""
+        self.figures.take(self._versions.ready())
+        await self.client.signals.figures(self.id, self.figures.exposition())
+
+    async def _rotate_credentials(self) -> None:
+        """Recycle the sessions, idle ones too, whose credential has changed or was taken away."""
+        for served in self._versions.ready():
+            for key in await served.keyring.changed():
+                with suppress(FleetError):  # a call with a newer one was quicker
+                    served.pool.rotate(key)
+
+    async def _count_processes(self) -> None:
+        """Count processes, zombies and open files; retire the sessions that have outgrown."""
+        census = await asyncio.to_thread(take_census)
+        self.figures.count(census)
+        for served in self._versions.ready():
+            served.retire_outgrown(census)
+
+    async def _every(self, every_s: float, watch: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(WATCH_EVERY_S)
             try:
-                for call_id in await calls.stops_of(self.database, self.id):
-                    if call_id in self._running:
-                        self._running[call_id].cancel(USER)
-                await self._follow_current()
+                await watch()
             except FleetError as error:
                 if error.code is not Code.UNKNOWN_SERVER:  # removed: this worker is being stopped
                     logger.warning("server %s: %s", self.server, error.message)
-            except Exception:  # without this watch no stop that Redis lost would be acted upon
-                logger.exception("watching server %s failed", self.server)
-            self.figures.take(await self._all_served())
-            await self.client.signals.figures(self.id, self.figures.exposition())
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+            except Exception:  # a watch that ended would leave its promise unkept for good
+                logger.exception("%s failed for server %s", watch.__name__, self.server)
+            await asyncio.sleep(every_s)
 
 
 def _worker_id(server: str) -> str:
@@ -371,7 +432,12 @@ def _without_result(claim: Claim, ending: Ending, error: Exception) -> Ending:
         hint="the server has to be mended (NaN is no JSON); the call itself did run",
     )
     return replace(
-        ending, state=CallState.FAILED, result=None, is_error=None, error=refused.as_dict()
+        ending,
+        state=CallState.FAILED,
+        result=None,
+        artifact=None,
+        is_error=None,
+        error=refused.as_dict(),
     )
 
 

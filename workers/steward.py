@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from celery import states
@@ -19,13 +20,14 @@ from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from registry import calls, leases, submission
-from registry.calls import CallState
+from registry import artifacts, calls, leases, submission
+from registry.calls import CallState, Submitted
 from registry.database import Database
-from registry.errors import FleetError
+from registry.errors import Code, FleetError
 from registry.ingest import schedule_refresh
 from registry.runs import read_run_token
 from registry.settings import Settings
+from workers.background import Background
 from workers.celery_app import app
 from workers.client import FleetClient, Message
 
@@ -33,7 +35,10 @@ logger = logging.getLogger("toolfleet.steward")
 
 SWEEP_EVERY_S: Final = 0.5
 REPLY_EVERY_S: Final = 0.25
+REPLY_PATIENCE: Final = timedelta(minutes=5)
 SCHEDULE_EVERY_S: Final = 5.0
+TIDY_EVERY_S: Final = 300.0
+UNKEPT_AGE: Final = timedelta(hours=1)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RESEND_LIMIT: Final = 500
 IN_FLIGHT: Final = 64
@@ -44,6 +49,22 @@ class CallFailed(Exception):
     """What `AsyncResult.get` raises for a call that did not succeed; its argument is the error."""
 
 
+@dataclass
+class _Askers:
+    """The tasks that wait for the end of an earlier task's call, and how long they may."""
+
+    until: datetime
+    tasks: set[str] = field(default_factory=set)
+
+
+_GONE: Final = {
+    "state": CallState.FAILED.value,
+    "error": FleetError(
+        Code.UNKNOWN_CALL, "the call is no longer on record", hint="look in the audit for its end"
+    ).as_dict(),
+}
+
+
 class StewardRuntime:
     """The residents of the steward process (see `workers.aio_pool.Residents`)."""
 
@@ -51,7 +72,8 @@ class StewardRuntime:
         self.settings = settings
         self.database = Database(settings.database_url, pool_size=3, application="steward")
         self.client = FleetClient(settings.redis_url)
-        self._background: set[asyncio.Task[None]] = set()
+        self._askers: dict[str, _Askers] = {}
+        self._background = Background()
 
     async def open(self) -> None:
         """Start the sweeps."""
@@ -61,18 +83,18 @@ class StewardRuntime:
             (self.expire, SWEEP_EVERY_S),
             (self.resend, SWEEP_EVERY_S),
             (self.reply, REPLY_EVERY_S),
+            (self.reply_again, REPLY_EVERY_S),
             (self.schedule, SCHEDULE_EVERY_S),
+            (self.tidy, TIDY_EVERY_S),
         ):
-            self._spawn(self._every(every_s, sweep))
+            self._background.start(self._every(every_s, sweep))
 
     async def drain(self) -> None:
         """Nothing to wait for: submissions are short."""
 
     async def close(self) -> None:
         """Stop the sweeps and close connections."""
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.end()
         await self.client.close()
         await self.database.close()
 
@@ -122,12 +144,36 @@ class StewardRuntime:
             await self._store(row)
             await submission.mark_replied(self.database, row["id"])
 
+    async def reply_again(self) -> None:
+        """Store the ends of known calls as the results of the other tasks that asked for them.
+
+        However many tasks ask, one statement looks. A task whose call has not ended long after
+        its deadline, or whose reply cannot be stored for as long, gets none.
+        """
+        wanted = list(self._askers)
+        rows = await calls.read(self.database, wanted) if wanted else {}
+        for call_id in wanted:
+            row, askers = rows.get(call_id, _GONE), self._askers[call_id]
+            if datetime.now(UTC) > askers.until:
+                logger.error("no reply about call %s to %s", call_id, sorted(askers.tasks))
+                askers.tasks.clear()
+            elif CallState(row["state"]).final:
+                for task_id in list(askers.tasks):
+                    await self._store({**row, "reply_to": task_id})
+                    askers.tasks.discard(task_id)
+            if not askers.tasks:
+                del self._askers[call_id]
+
     async def _store(self, row: dict[str, Any]) -> None:
         await asyncio.get_running_loop().run_in_executor(None, _store_result, row)
 
     async def schedule(self) -> None:
         """Mark the servers whose tools were not listed for a while: their workers list them."""
         await schedule_refresh(self.database, self.settings.refresh_every)
+
+    async def tidy(self) -> None:
+        """Remove large results that were stored by attempts which did not end their calls."""
+        await artifacts.sweep(self.database, UNKEPT_AGE)
 
     # -- raw clients ------------------------------------------------------------------------
 
@@ -162,17 +208,14 @@ class StewardRuntime:
         if submitted.created:
             await self.client.send(Message(**message))
         else:
-            self._spawn(self._reply_too(submitted.id, task_id))
+            self._reply_too(submitted, task_id)
 
-    async def _reply_too(self, call_id: str, task_id: str) -> None:
-        """Store an earlier call's end for one more task that asked for it."""
-        while True:
-            with suppress(FleetError):
-                row = (await calls.read(self.database, [call_id]))[call_id]
-                if CallState(row["state"]).final:
-                    await self._store({**row, "reply_to": task_id})
-                    return
-            await asyncio.sleep(REPLY_EVERY_S)
+    def _reply_too(self, submitted: Submitted, task_id: str) -> None:
+        """Have an earlier call's end stored for one more task (see `reply_again`)."""
+        until = max(submitted.deadline_at, datetime.now(UTC)) + REPLY_PATIENCE
+        askers = self._askers.setdefault(submitted.id, _Askers(until))
+        askers.until = until
+        askers.tasks.add(task_id)
 
     async def _send(self, unsent: list[leases.Unsent]) -> None:
         await asyncio.gather(*(self.client.send(Message(**vars(call))) for call in unsent))
@@ -186,11 +229,6 @@ class StewardRuntime:
             except Exception:  # a sweep that ended would leave its promise unkept for good
                 logger.exception("%s failed", getattr(sweep, "__name__", "sweep"))
             await asyncio.sleep(every_s)
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
 
 def _store_result(row: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from registry import calls
 from registry.database import Database
 from registry.settings import Settings
 from tests.waiting import until
+from workers.mark import Mark
 
 SERVERS = Path(__file__).parents[1] / "servers"
 READ = ("echo", "add", "sleep", "meta", "header", "big", "block", "fail")
@@ -42,9 +43,10 @@ class Journal:
         """Return the events of one call, in order."""
         return [entry["event"] for entry in self.entries(token)]
 
-    def pids(self, token: str) -> list[int]:
-        """Return the processes that started a call."""
-        return [it["pid"] for it in self.entries(token) if it["event"] == "started"]
+    def sessions(self, token: str) -> list[Mark]:
+        """Return the sessions, over stdio, in which a call was started."""
+        started = [it["session"] for it in self.entries(token) if it["event"] == "started"]
+        return [mark for session in started if (mark := Mark.parse(session)) is not None]
 
     def entries(self, token: str | None = None) -> list[dict[str, Any]]:
         """Return every entry, or those of one call."""
@@ -176,9 +178,13 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running(folder: Path, **options: Any) -> AsyncIterator[Fleet]:
+async def running(
+    folder: Path, *, credentials_file: Path | None = None, **options: Any
+) -> AsyncIterator[Fleet]:
     """Run a fleet with everything in it."""
-    settings = Settings(data_dir=folder / "data", database_url="", redis_url="")
+    settings = Settings(
+        data_dir=folder / "data", database_url="", redis_url="", credentials_file=credentials_file
+    )
     options = {"environment": ENVIRONMENT, **options}
     local = LocalFleet(settings, free_ports=True, durable=False, **options)
     async with local:

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
-import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from registry import catalog, ingest
 from registry.definitions import parse_definition
@@ -18,6 +18,7 @@ from tests.fleet.driver import SERVERS, Fleet, living
 from tests.ledger import listed
 from tests.requirements import requirement
 from tests.waiting import until
+from workers.mark import marked
 
 pytestmark = pytest.mark.anyio
 
@@ -86,11 +87,12 @@ async def test_personal_data_is_gone_from_what_is_returned_and_stored(fleet: Fle
 @requirement("fleet:prewarmed")
 async def test_the_first_call_after_start_up_spawns_nothing(fleet: Fleet) -> None:
     await fleet.serve(fleet.echo("warm"))
-    there = {child.pid for child in fleet.worker("warm").children(recursive=True)}
+    worker = fleet.worker("warm").pid
+    there = {mark for _, mark in marked(lambda mark: mark.worker_pid == worker)}
     run = await fleet.run()
     call = await fleet.call(run, "warm_sleep", seconds=0, token="first")
     assert call["timings"]["spawned"] is False
-    assert set(fleet.journal("warm").pids("first")) <= there
+    assert set(fleet.journal("warm").sessions("first")) <= there
 
 
 @requirement("fleet:recycles")
@@ -102,11 +104,11 @@ async def test_sessions_are_replaced_after_their_last_call_and_leave_no_process(
         *(fleet.call(run, "short_sleep", seconds=0, token=f"recycle-{n}") for n in range(10))
     )
     assert {call["state"] for call in ended} == {"succeeded"}
-    served = Counter(journal.pids(f"recycle-{n}")[0] for n in range(10))
+    served = Counter(journal.sessions(f"recycle-{n}")[0] for n in range(10))
     assert len(served) >= 4
     assert max(served.values()) <= 3
-    worn_out = [pid for pid, count in served.items() if count == 3]
-    await until(lambda: not any(psutil.pid_exists(pid) for pid in worn_out))
+    worn_out = [mark for mark, count in served.items() if count == 3]
+    await until(lambda: not list(marked(lambda mark: mark in worn_out)))
 
 
 # -- bad input
@@ -234,3 +236,39 @@ async def test_many_calls_at_once_each_get_their_own_answer(fleet: Fleet) -> Non
     )
     assert [text(call) for call in ended] == [f"number {n}" for n in range(60)]
     assert living({fleet.worker("local")})
+
+
+# -- figures
+
+
+async def figures(fleet: Fleet, server: str) -> dict[str, float]:
+    """Return what `/metrics` says about the sessions and processes of a server's worker."""
+    answer = await fleet.http.get("/metrics")
+    found = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            if sample.labels.get("server") == server and "worker" in sample.labels:
+                kind = sample.labels.get("state") or sample.labels.get("event") or ""
+                found[f"{sample.name} {kind}".removeprefix("toolfleet_").rstrip()] = sample.value
+    return found
+
+
+@requirement("api:metrics", "worker:counts-processes")
+async def test_the_metrics_show_a_workers_waits_sessions_processes_and_files(fleet: Fleet) -> None:
+    await fleet.call(await fleet.run(), "short_echo", text="x")
+
+    async def counted() -> dict[str, float]:
+        seen = await figures(fleet, "short")
+        return seen if seen.get("borrow_wait_seconds_count") and seen.get("processes") else {}
+
+    seen = await until(counted)
+    worker = fleet.worker("short")
+    assert seen["sessions idle"] >= 1
+    assert seen["pool_events opened"] >= 1
+    assert seen["pool_events borrowed"] >= 1
+    assert seen["pool_max_size"] >= 1
+    assert seen["pool_waiting"] == 0
+    assert 1 <= seen["processes"] <= 3 * 4  # two sessions, and two that take their place
+    assert seen["zombies"] == 0
+    assert abs(seen["open_fds"] - worker.num_fds()) < 20
+    assert seen["children_open_fds"] >= 3

@@ -44,12 +44,18 @@ async def fleet(empty_fleet: Fleet) -> Fleet:
 
 
 async def submit(
-    fleet: Fleet, token: str, tool: str, arguments: dict[str, Any], *, task: str, times: int = 1
+    fleet: Fleet,
+    token: str,
+    tool: str,
+    arguments: dict[str, Any],
+    *,
+    task: str,
+    times: int = 1,
+    key: str | None = None,
 ) -> dict[str, Any]:
     """Return what a client that knows only Celery gets."""
-    answer = await script(
-        RAW_CLIENT, fleet.local.redis_url, str(times), task, json.dumps([token, tool, arguments])
-    )
+    wish = json.dumps([token, tool, arguments, key])
+    answer = await script(RAW_CLIENT, fleet.local.redis_url, str(times), task, wish)
     return json.loads(answer)  # type: ignore[no-any-return]
 
 
@@ -124,6 +130,20 @@ async def test_a_message_delivered_twice_is_one_call(fleet: Fleet) -> None:
     calls = (await fleet.http.get(f"/v1/runs/{run['id']}/calls")).json()["calls"]
     assert len(calls) == 1
     assert Counter(fleet.journal("local").events("twice"))["effect"] == 1
+
+
+@requirement("celery:submit")
+async def test_tasks_with_one_idempotency_key_get_the_same_result(fleet: Fleet) -> None:
+    run = await fleet.run()
+    answers = await asyncio.gather(
+        *(
+            submit(fleet, run["run_token"], "local_write", {"token": "both"}, task=task, key="both")
+            for task in ("t-one", "t-other")
+        )
+    )
+    assert [answer["state"] for answer in answers] == ["SUCCESS"] * 2
+    assert answers[0]["result"] == answers[1]["result"]
+    assert Counter(fleet.journal("local").events("both"))["effect"] == 1
 
 
 # -- what lies in Redis

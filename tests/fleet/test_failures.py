@@ -47,9 +47,7 @@ async def flush(fleet: Fleet) -> None:
 async def kill_worker_of(journal: Journal, token: str) -> set[psutil.Process]:
     """Kill -9 the worker that runs a call; return its children."""
     await journal.saw("started", token)
-    session = psutil.Process(journal.pids(token)[0])
-    worker = session.parent()
-    assert worker is not None
+    worker = psutil.Process(journal.sessions(token)[0].worker_pid)
     children = set(worker.children(recursive=True))
     worker.send_signal(signal.SIGKILL)
     return children
@@ -65,7 +63,7 @@ async def test_a_read_call_whose_worker_is_killed_finishes_elsewhere(fleet: Flee
     await kill_worker_of(journal, "read")
     call = await fleet.ended(call_id)
     assert (call["state"], call["attempts"]) == ("succeeded", 2)
-    assert len(set(journal.pids("read"))) == 2
+    assert len(set(journal.sessions("read"))) == 2
 
 
 @requirement("fleet:kill-9")
@@ -87,7 +85,8 @@ async def test_calls_that_only_waited_in_a_killed_worker_are_not_lost(fleet: Fle
     blocking = await fleet.submit(run, "solo_sleep", seconds=60, token="blocks")
     waiting = [await fleet.submit(run, "solo_echo", text="x") for _ in range(5)]
     await kill_worker_of(journal, "blocks")
-    await until(lambda: len(journal.pids("blocks")) == 2)  # it is a read: the next worker has it
+    # It is a read: the next worker has it.
+    await until(lambda: len(journal.sessions("blocks")) == 2)
     await fleet.cancel(blocking)
     assert {(await fleet.ended(it))["state"] for it in waiting} == {"succeeded"}
 
