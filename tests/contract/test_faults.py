@@ -194,7 +194,7 @@ def expected(mode: str, face: Face) -> Ends:
 async def reader(anyio_backend: str) -> AsyncIterator[LargeReader]:
     """What reads large results for a worker; it is warm, as a worker's is after the first one."""
     reader = LargeReader(longest_bytes=MAX_RESULT_BYTES)
-    await reader.ask({"job": "shrink", "event": False, "placeholder": {}}, b"{}")
+    await reader.shrinking.ask({"job": "shrink", "event": False, "placeholder": {}}, b"{}")
     yield reader
     await reader.close()
 
