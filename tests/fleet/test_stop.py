@@ -138,7 +138,7 @@ async def test_a_call_of_a_run_cancelled_while_every_worker_was_down_never_runs(
 async def test_a_queued_call_that_only_celery_was_told_to_revoke_never_runs(fleet: Fleet) -> None:
     run, journal = await fleet.run(), fleet.journal("local")
     busy = [f"busy-{n}" for n in range(8)]  # every slot of the worker
-    ids = [await fleet.submit(run, "local_sleep", seconds=2, token=it) for it in busy]
+    ids = [await fleet.submit(run, "local_sleep", seconds=4, token=it) for it in busy]
     await journal.saw("started", *busy[:4])
     queued = await fleet.submit(run, "local_write", token="revoked-in-queue")
     await by_celery(fleet, queued)
