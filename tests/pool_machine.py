@@ -129,6 +129,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.borrowers: list[Borrower] = []
         self.closed_in_use = 0
         self.draining = False
+        self.drained: asyncio.Task[None] | None = None
         self.loans = 0
         self.generations = Counter[str]()
         self.broken: list[AssertionError] = []
@@ -350,12 +351,15 @@ class PoolMachine(RuleBasedStateMachine):
         self.run(work())
         self.settle(turns)
 
-    @precondition(lambda self: self.loans > 4 and not self.draining)
+    @precondition(lambda self: self.loans > 4 and self.drained is None)
     @rule(sure=st.sampled_from([False, False, False, True]), turns=TURNS)
     def drain(self, sure: bool, turns: int) -> None:
+        async def begin() -> None:
+            self.draining = True  # in the very step in which the pool hears of it
+            await self.pool.drain()
+
         if sure:
-            self.draining = True
-            self.drained = self.loop.create_task(self.pool.drain())
+            self.drained = self.loop.create_task(begin())
         self.settle(turns)
 
     @invariant()
@@ -430,6 +434,6 @@ class PoolMachine(RuleBasedStateMachine):
             self.now_s += 0.5
             self.settle(3)
         closing.result()
-        if self.draining:
+        if self.drained is not None:
             self.drained.cancel()
         self.settle(5)

@@ -1,6 +1,6 @@
 """Replies far over the limit, by their hundreds of megabytes: refused without being kept.
 
-Not collected by ``make test``: ``pytest tests/soak``.
+``make soak``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.faulty import FACES, MAX_RESULT_BYTES, PATIENCE_S, Face, faulty
 from tests.requirements import requirement
 from workers.session import CallError, Session
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.soak]
 
 SOAK_S = 55.0
 CALLS_AT_ONCE = 20
