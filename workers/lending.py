@@ -183,7 +183,7 @@ class Lending(Generic[S]):
         self.server = server
         self.config = config
         self.state = PoolState.OPEN
-        self.entries: set[Entry[S]] = set()
+        self.entries: dict[Entry[S], None] = {}  # in the order in which they were opened
         self.waiters: deque[Waiter[S]] = deque()
         self.warm: set[SessionKey] = set()  # keys that are kept at min_idle
         self.rebuild = Rebuild(config.rebuild_per_s, jitter)
@@ -288,7 +288,7 @@ class Lending(Generic[S]):
         """Strike a session out of the books."""
         entry.move(_S.CLOSED)
         self._unshelve(entry)
-        self.entries.discard(entry)
+        self.entries.pop(entry, None)
         holder = entry.key.holder
         keys = (*(e.key for e in self.entries), *(waiter.key for waiter in self.waiters))
         if not any(key.holder == holder for key in keys):
@@ -512,7 +512,7 @@ class Lending(Generic[S]):
 
     def _open(self, plan: Plan[S], key: SessionKey, now: float) -> None:
         entry = Entry[S](key)
-        self.entries.add(entry)
+        self.entries[entry] = None
         self.rebuild.opening(key, now)
         plan.to_open.append(entry)
 

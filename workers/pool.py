@@ -169,7 +169,7 @@ class Lease(Generic[S]):
         exc_tb: TracebackType | None,
     ) -> None:
         entry, self._entry = self._entry, None
-        self._pool._leases.discard(self)
+        self._pool._leases.pop(self, None)
         if entry is not None:
             self._pool._give_back(entry)
 
@@ -191,7 +191,7 @@ class SessionPool(Generic[S]):
         self._clock = clock
         self._jitter = jitter
         self._lending: Lending[S] = Lending(server, config, jitter)
-        self._leases: set[Lease[S]] = set()
+        self._leases: dict[Lease[S], None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -420,7 +420,7 @@ class SessionPool(Generic[S]):
 
     def _lent(self, lease: Lease[S]) -> None:
         lease.held_since = self._clock()
-        self._leases.add(lease)
+        self._leases[lease] = None
         self._totals["borrowed"] += 1
         self._totals["spawned"] += lease.spawned
 
@@ -484,7 +484,7 @@ class SessionPool(Generic[S]):
 
     def _reclaim(self, lease: Lease[S], now: float) -> None:
         """Report a borrower that keeps its session, and take it away."""
-        self._leases.discard(lease)
+        self._leases.pop(lease, None)
         self._totals["leaked"] += 1
         logger.error(
             "a session of %s has been held for %.1f s by %s, which stands at %s: it is taken away",
