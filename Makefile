@@ -6,8 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
 SQLITE := compose/demo/mcp-server-sqlite
+# The pip of Python 3.11 takes a package with and without extras for two, of which one has no hash.
+PIP := pip==26.3 --hash=sha256:f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13
 
-.PHONY: demo up test soak lint bench format lock clean
+.PHONY: demo up test soak lint bench search-eval registry-bench test-long format lock clean
 
 demo: $(READY)
 	$(BIN)/toolfleet demo
@@ -17,6 +19,10 @@ up: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# What the tests say in a few cases, in every combination of transport and revision.
+test-long: $(READY)
+	$(BIN)/python -m pytest -m long -n auto --dist loadfile
 
 # Minutes to hours: 10,000 cycles (TOOLFLEET_SOAK_CYCLES) with servers that end badly.
 soak: $(READY)
@@ -30,6 +36,14 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/toolfleet bench
+
+# What tool search finds among real tools, and how long it takes among 10,000.
+search-eval: $(READY)
+	$(BIN)/python -m tests.bench.search_recall
+
+# What starting a run costs over 10,000 tools in 200 servers.
+registry-bench: $(READY)
+	$(BIN)/python -m tests.bench.registry_scale
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -51,6 +65,7 @@ clean:
 $(READY): requirements.lock pyproject.toml $(SQLITE).lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Toolfleet needs Python 3.11 or later: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
+	@echo '$(PIP)' | $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	$(BIN)/python -m compose.demo.sqlite_environment
