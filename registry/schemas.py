@@ -60,6 +60,11 @@ def check_result(tool: str, schema: dict[str, Any] | None, body: dict[str, Any])
         )
 
 
+def refuse_unusable(schema: Any) -> None:
+    """Raise ``ValueError`` for a schema that no value could be checked against."""
+    _validator(to_json(schema))
+
+
 def _problems(schema: dict[str, Any], value: Any) -> list[dict[str, str]]:
     try:
         validator = _validator(to_json(schema))

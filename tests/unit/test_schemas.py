@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -117,12 +118,26 @@ def test_the_refusal_of_a_result_does_not_quote_it() -> None:
     assert refused.value.details == {"paths": ["$.card"]}
 
 
-def doubling(levels: int) -> dict[str, Any]:
+def doubling(
+    levels: int,
+    *,
+    word: str = "$ref",
+    address: str = "",
+    around: Callable[[list[Any]], Any] = lambda pair: {"allOf": pair},
+) -> dict[str, Any]:
     """Return a schema whose check takes two to the power of ``levels`` steps."""
     steps: dict[str, Any] = {
-        f"s{level}": {"allOf": [{"$ref": f"#/$defs/s{level + 1}"}] * 2} for level in range(levels)
+        f"s{level}": around([{word: f"{address}#/$defs/s{level + 1}"}] * 2)
+        for level in range(levels)
     }
-    return {"$ref": "#/$defs/s0", "$defs": {**steps, f"s{levels}": {"type": "object"}}}
+    return {word: f"{address}#/$defs/s0", "$defs": {**steps, f"s{levels}": {"type": "object"}}}
+
+
+def deepening(levels: int, around: Callable[[Any], Any]) -> Any:
+    schema: Any = {"properties": {"a": True}}
+    for _ in range(levels):
+        schema = around(schema)
+    return schema
 
 
 @requirement("schemas:hostile")
@@ -133,6 +148,11 @@ def doubling(levels: int) -> dict[str, Any]:
         {"properties": {"a": doubling(1)["$defs"]["s0"]}, **doubling(30)},
         {"$ref": "#"},
         {"anyOf": [{"$ref": "#/$defs/x"}], "$defs": {"x": {"not": {"$ref": "#"}}}},
+        doubling(40, word="$dynamicRef"),
+        doubling(40, address="http://example.com/a") | {"$id": "http://example.com/a"},
+        {"properties": {"a": doubling(40) | {"$id": "http://example.com/a"}}},
+        doubling(40, around=lambda pair: {"dependencies": dict(zip("ab", pair, strict=True))}),
+        deepening(12, lambda inner: {"allOf": [inner], "unevaluatedProperties": False}),
     ],
 )
 def test_a_schema_that_would_never_be_done_is_refused_at_once(schema: dict[str, Any]) -> None:
