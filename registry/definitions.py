@@ -10,25 +10,34 @@ import hashlib
 import json
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import rfc8785
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    HttpUrl,
-    StringConstraints,
-    ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from registry import fields
+from registry.addresses import parse_network, refuse_host
 from registry.environment import refuse_variables
-from registry.errors import Code, FleetError
+from registry.errors import FleetError
+from registry.fields import DAY_S, MOST_ENTRIES, MOST_TENANTS, MOST_TOOLS, at_most, entries, line
+from registry.openapi import choose
+from registry.openapi_references import DocumentError
+from registry.problems import invalid, misplaced, validated
 
-ServerName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
-Prefix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{0,24}$")]
+TERABYTE_MB = 1_048_576
+MOST_PIDS = 4_194_304
+"""The most that a Linux kernel counts to."""
+
+Count = Annotated[int, at_most(1_000_000_000)]
+_NUL: Final = re.compile(r"(?<!\\)(\\\\)*\\u0000")  # in JSON; a pattern may name it, escaped
+_WHAT: Final = "server definition"
 
 
 class Delivery(StrEnum):
@@ -54,23 +63,25 @@ class PoolDefinition(_Strict):
 
     min_idle: int = Field(default=2, ge=0, le=256)
     max_size: int = Field(default=8, ge=1, le=256)
-    max_calls: int = Field(default=200, ge=1)
-    max_lifetime_s: float = Field(default=900, gt=0)
-    max_idle_s: float = Field(default=300, gt=0)
-    borrow_timeout_s: float = Field(default=30, gt=0)
-    max_waiting: int = Field(default=64, ge=0)
+    max_calls: Count = Field(default=200, ge=1)
+    max_lifetime_s: fields.Lifetime = 900
+    max_idle_s: fields.Lifetime = 300
+    borrow_timeout_s: fields.Seconds = 30
+    max_waiting: Annotated[int, at_most(100_000)] = Field(default=64, ge=0)
     """Borrowers that may wait at once; the next one is refused (`pool_full`)."""
     calls_per_session: int = Field(default=1, ge=1, le=64)
     """Calls under way in one session at once; more than 1 only for servers that multiplex."""
-    validate_after_s: float = Field(default=0.5, ge=0)
+    validate_after_s: Annotated[float, at_most(DAY_S)] = Field(
+        default=0.5, ge=0, allow_inf_nan=False
+    )
     """A session idle for longer is probed before it is lent (HikariCP: 500 ms)."""
-    rebuild_per_s: float = Field(default=4, gt=0)
+    rebuild_per_s: Annotated[float, at_most(1000)] = Field(default=4, gt=0, allow_inf_nan=False)
     """How many sessions a second may replace those that died unasked."""
-    max_rss_mb: int | None = Field(default=None, ge=1)
+    max_rss_mb: Annotated[int, at_most(TERABYTE_MB)] | None = Field(default=None, ge=1)
     """A session whose process tree is larger (resident) is retired after its call (stdio)."""
-    max_open_fds: int | None = Field(default=None, ge=1)
+    max_open_fds: Count | None = Field(default=None, ge=1)
     """A session whose process tree has more open files is retired after its call (stdio)."""
-    reset_tool: str | None = None
+    reset_tool: fields.ToolName | None = None
     """A tool without arguments that clears the session; called each time one is given back."""
 
     @model_validator(mode="after")
@@ -85,51 +96,94 @@ class PoolDefinition(_Strict):
 class Timeouts(_Strict):
     """Seconds: to open a session, and for one ``tools/call``."""
 
-    connect_s: float = Field(default=15, gt=0)
-    call_s: float = Field(default=30, gt=0)
+    connect_s: fields.Seconds = 15
+    call_s: fields.Seconds = 30
 
 
 class Health(_Strict):
     """How the server is probed: every ``interval_s`` seconds, by HTTP ``path`` where it has one."""
 
-    interval_s: float = Field(default=30, gt=0)
-    path: str | None = None
+    interval_s: fields.Seconds = 30
+    path: fields.UrlPath | None = None
 
 
 class Credentials(_Strict):
     """How a tenant's credential enters a session at borrow."""
 
     inject: Literal["env", "header", "meta", "none"] = "none"
-    name: str | None = None
+    name: Annotated[str, line()] | None = None
     required: bool = False
 
     @model_validator(mode="after")
-    def _named(self) -> Credentials:
+    def _named(self, info: ValidationInfo) -> Credentials:
         if self.inject != "none" and not self.name:
-            raise ValueError(f"inject: {self.inject} needs a name")
-        if self.inject == "env" and self.name:
-            refuse_variables([self.name])
+            raise misplaced("name", f"is required: inject: {self.inject} needs a name")
+        try:
+            if self.inject == "env" and self.name:
+                refuse_variables([self.name])
+            if self.inject == "header" and self.name and fields.is_new(info):
+                fields.refuse_header_name(self.name)
+        except ValueError as error:
+            raise misplaced("name", str(error)) from error
         return self
+
+
+class OpenApi(_Strict):
+    """The document of an HTTP API, and which of its operations are tools."""
+
+    document: dict[str, Any] | None = Field(default=None, repr=False)
+    """OpenAPI 3.0 or 3.1; None in a definition that was read from the record to be looked at."""
+    include: tuple[str, ...] = Field(default=(), max_length=200)
+    """Patterns of operationIds or of ``METHOD /path``, with ``*`` for anything; none means all."""
+    exclude: tuple[str, ...] = Field(default=(), max_length=200)
+    check_results: bool = False
+    """Refuse answers that do not fit the document's schemas (`result_invalid`).
+
+    Off by default: the call has run by then, and few documents are exact about answers.
+    """
 
 
 class Sandbox(_Strict):
     """Limits for a stdio child."""
 
-    memory_mb: int | None = Field(default=None, ge=16)
-    cpu_s: int | None = Field(default=None, ge=1)
-    pids: int | None = Field(default=None, ge=1)
+    memory_mb: Annotated[int, at_most(TERABYTE_MB)] | None = Field(default=None, ge=16)
+    cpu_s: Count | None = Field(default=None, ge=1)
+    pids: Annotated[int, at_most(MOST_PIDS)] | None = Field(default=None, ge=1)
     network: bool = True
 
 
 class BreakerDefinition(_Strict):
     """When the server's breaker opens (guide: 10 consecutive timeouts, or 5 % over 5 minutes)."""
 
-    consecutive_timeouts: int = Field(default=10, ge=1)
-    failure_rate: float = Field(default=0.05, gt=0, le=1)
-    window_s: float = Field(default=300, gt=0)
-    minimum_calls: int = Field(default=100, ge=1)
-    open_for_s: float = Field(default=30, gt=0)
-    probe_lease_s: float = Field(default=60, gt=0)
+    consecutive_timeouts: Count = Field(default=10, ge=1)
+    failure_rate: float = Field(default=0.05, gt=0, le=1, allow_inf_nan=False)
+    window_s: fields.Seconds = 300
+    minimum_calls: Count = Field(default=100, ge=1)
+    open_for_s: fields.Seconds = 30
+    probe_lease_s: fields.Seconds = 60
+
+
+Reaction = Literal["accept", "alert", "hold"]
+
+
+class ChangeReactions(_Strict):
+    """What becomes of a change in what the server lists, by its kind (`registry.diff`).
+
+    ``accept`` takes it in, ``alert`` takes it in and raises an alert, ``hold`` keeps it from every
+    run, and refuses calls of a tool that changed under its runs, until an operator has decided.
+    """
+
+    added: Reaction = "accept"
+    removed: Reaction = "alert"
+    breaking: Reaction = "hold"
+    widening: Reaction = "accept"
+    description: Reaction = "alert"
+    annotation_flip: Reaction = "hold"
+
+    def to(self, kind: str) -> Reaction:
+        """Return the reaction to a kind of change."""
+        reaction: Reaction = getattr(self, kind)
+        return reaction
 
 
 class ToolRule(_Strict):
@@ -137,60 +191,95 @@ class ToolRule(_Strict):
 
     delivery: Delivery | None = None
     approval: bool = False
-    timeout_s: float | None = Field(default=None, gt=0)
+    timeout_s: fields.Seconds | None = None
     hidden: bool = False
-    idempotency_argument: str | None = None
+    idempotency_argument: Annotated[str, line()] | None = None
     """The argument that a `keyed` tool takes the call id in."""
 
 
 class ServerDefinition(_Strict):
     """One version of one MCP server, as its operator describes it."""
 
-    name: ServerName
-    version: Annotated[str, StringConstraints(min_length=1, max_length=64)] = "1"
+    name: fields.ServerName
+    version: Annotated[str, line()] = Field(default="1", min_length=1, max_length=64)
     transport: Literal["stdio", "http", "sse", "openapi"]
-    command: str | None = None
-    args: tuple[str, ...] = ()
-    env: dict[str, str] = Field(default_factory=dict)
-    cwd: str | None = None
-    url: HttpUrl | None = None
-    headers: dict[str, str] = Field(default_factory=dict)
-    tool_prefix: Prefix | None = None
+    command: fields.Program | None = None
+    args: Annotated[tuple[fields.Text, ...], entries(MOST_ENTRIES)] = ()
+    env: Annotated[dict[fields.Variable, fields.Text], entries(MOST_ENTRIES)] = Field(
+        default_factory=dict
+    )
+    cwd: fields.Folder | None = None
+    url: fields.Endpoint | None = None
+    headers: Annotated[dict[fields.HeaderName, fields.HeaderValue], entries(MOST_ENTRIES)] = Field(
+        default_factory=dict
+    )
+    openapi: OpenApi | None = None
+    networks: Annotated[tuple[fields.NetworkName, ...], entries(MOST_ENTRIES)] = ()
+    """Networks that are not public and that ``url`` may lead into, such as ``127.0.0.0/8``."""
+    tool_prefix: fields.Prefix | None = None
     pool: PoolDefinition = PoolDefinition()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
     credentials: Credentials = Credentials()
     sandbox: Sandbox = Sandbox()
     breaker: BreakerDefinition = BreakerDefinition()
-    tenants: tuple[str, ...] | None = None
-    """Tenants that may use the server; None means all."""
-    tools: dict[str, ToolRule] = Field(default_factory=dict)
+    tenants: Annotated[tuple[fields.Tenant, ...], entries(MOST_TENANTS)] | None = None
+    """Tenants that may use the server; None means all, unless `cohorts` says which."""
+    cohorts: Annotated[tuple[fields.Tenant, ...], entries(MOST_TENANTS)] | None = None
+    """Feature flags whose tenants may use the server, beside those of `tenants`."""
+    changes: ChangeReactions = ChangeReactions()
+    tools: Annotated[dict[fields.ToolName, ToolRule], entries(MOST_TOOLS)] = Field(
+        default_factory=dict
+    )
     annotations: Literal["trusted", "untrusted"] = "untrusted"
 
     @model_validator(mode="after")
     def _transport_fits(self) -> ServerDefinition:
-        if self.transport == "stdio" and not self.command:
-            raise ValueError("transport stdio needs a command")
-        if self.transport == "stdio" and self.url:
-            raise ValueError("transport stdio takes a command, not a url")
-        if self.transport == "http" and not self.url:
-            raise ValueError("transport http needs a url")
-        if self.transport == "http" and self.command:
-            raise ValueError("transport http takes a url, not a command")
-        if self.transport in ("sse", "openapi"):
-            raise ValueError(f"transport {self.transport} is not served by this release")
+        if self.transport == "sse":
+            raise misplaced("transport", f"{self.transport} is not served by this release")
+        wanted, other = ("command", "url") if self.transport == "stdio" else ("url", "command")
+        if not getattr(self, wanted):
+            raise misplaced(wanted, f"is required: transport {self.transport} needs a {wanted}")
+        if getattr(self, other):
+            raise misplaced(other, f"transport {self.transport} takes a {wanted}, not a {other}")
+        if self.transport == "openapi":
+            self._refuse_what_no_api_has()
+        elif self.openapi:
+            raise misplaced("openapi", f"transport {self.transport} takes no openapi")
         inject = self.credentials.inject
         if (inject == "env" and not self.command) or (inject == "header" and not self.url):
-            raise ValueError(
-                f"credentials.inject: {inject} does not fit transport {self.transport}"
+            raise misplaced(
+                "credentials/inject", f"inject: {inject} does not fit transport {self.transport}"
             )
         return self
 
-    @field_validator("env")
+    def _refuse_what_no_api_has(self) -> None:
+        if not self.openapi:
+            raise misplaced("openapi", "is required: transport openapi needs the API's document")
+        if self.url and (self.url.query or self.url.fragment):
+            raise misplaced("url", "is a base for paths: it takes no query or fragment")
+        if self.credentials.inject == "meta":
+            raise misplaced("credentials/inject", "meta does not fit transport openapi")
+        if not self.sandbox.network:
+            raise misplaced("sandbox/network", "has to be true for the API to be reached")
+
+    @model_validator(mode="after")
+    def _address_is_allowed(self, info: ValidationInfo) -> ServerDefinition:
+        if self.networks and self.url is None:
+            raise misplaced("networks", "is about a url; sandbox.network is what a command may use")
+        if self.url is not None and fields.is_new(info):
+            try:
+                refuse_host(self.url.host or "", map(parse_network, self.networks))
+            except ValueError as error:
+                raise misplaced("url", str(error)) from error
+        return self
+
+    @field_validator("headers")
     @classmethod
-    def _harmless(cls, env: dict[str, str]) -> dict[str, str]:
-        refuse_variables(env)
-        return env
+    def _told_apart(cls, headers: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        if fields.is_new(info):
+            fields.refuse_twins(headers)
+        return headers
 
     @property
     def prefix(self) -> str:
@@ -211,26 +300,49 @@ def queue_name(server: str) -> str:
 
 
 def parse_definition(document: Any) -> ServerDefinition:
-    """Validate a definition; raise `invalid_definition` naming each field that is wrong."""
-    if "\\u0000" in json.dumps(document, default=str):
-        raise FleetError(
-            Code.INVALID_DEFINITION,
-            "the server definition holds a NUL character: nothing can use it",
-        )
+    """Validate a definition to be registered; raise `invalid_definition` naming what is wrong.
+
+    Nothing is started, opened or looked up for that.
+    """
+    definition = validated(ServerDefinition, document, _WHAT, context=fields.NEW)
     try:
-        return ServerDefinition.model_validate(document)
-    except ValidationError as error:
-        problems = [
-            {"path": "/".join(str(part) for part in item["loc"]), "problem": item["msg"]}
-            for item in error.errors()
-        ]
-        first = problems[0]
-        raise FleetError(
-            Code.INVALID_DEFINITION,
-            f"the server definition is not valid: {first['path'] or 'it'}: {first['problem']}",
-            hint="correct the fields listed in details and send it again",
-            details={"problems": problems},
-        ) from error
+        if definition.openapi is not None:
+            _refuse_unserved(definition.openapi)
+    except DocumentError as error:
+        raise invalid_document(error) from error
+    return definition
+
+
+def invalid_document(error: DocumentError) -> FleetError:
+    """Return `invalid_definition`, naming the place in the document of a definition."""
+    path = "/".join(str(part) for part in ("openapi", *error.place))
+    return invalid(_WHAT, [{"path": path, "problem": str(error)}])
+
+
+def _refuse_unserved(openapi: OpenApi) -> None:
+    if openapi.document is None:
+        raise DocumentError("it is missing")
+    try:
+        if _NUL.search(json.dumps(openapi.document, default=str)):
+            raise DocumentError("it holds a NUL character (U+0000): nothing can use it")
+    except RecursionError:
+        raise DocumentError("it is nested too deeply") from None
+    choose(openapi.document, openapi.include, openapi.exclude)
+
+
+def content_digest(definition: ServerDefinition) -> str:
+    """Return the digest of all that a definition says; equal content, equal digest.
+
+    A document counts by its own digest: it may be large, and hold numbers that RFC 8785 does not
+    know.
+    """
+    body = definition.model_dump(mode="json", exclude={"openapi": {"document"}})
+    if definition.openapi is None:
+        del body["openapi"]  # so that what was registered before there was this field is the same
+    else:
+        text = json.dumps(definition.openapi.document, sort_keys=True)
+        body["openapi"]["document"] = hashlib.sha256(text.encode()).hexdigest()
+    return digest(body)
 
 
 def canonical(value: Any) -> bytes:
