@@ -1,5 +1,7 @@
 """What is executed for a stdio server: its command line, its environment, its limits.
 
+The server that stands in front of an HTTP API is one, and a program of ours.
+
 1. The environment is built from nothing: `INHERITED`, what the definition declares, what is
    injected, and the session's mark. Nothing else of the worker's own environment gets in.
 2. A limit that this machine cannot keep is an error, never silently dropped. Cgroups hold a limit
@@ -12,6 +14,7 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +31,11 @@ INHERITED: Final = frozenset(
     ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
 )
 """Variables of the worker that every child gets, and with them all that begin with ``LC_``."""
+
+# -P: the working directory is no place to import from.
+_API_SERVER: Final = (sys.executable, "-P", "-m", "workers.openapi_server")
+# FastMCP would take settings from a file in the working directory, and log what it is told.
+_API_SERVER_ENV: Final = {"FASTMCP_ENV_FILE": os.devnull, "FASTMCP_LOG_ENABLED": "false"}
 
 _JOIN: Final = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 125; shift; done; shift; exec "$@"'
 _SHELLS_OWN: Final = ("PWD", "OLDPWD", "SHLVL", "_")  # set by shells on the way to the command
@@ -75,8 +83,11 @@ async def plan_launch(definition: ServerDefinition, injected_env: Mapping[str, s
     that the definition asks for.
     """
     mark = Mark.fresh()
+    command, *args = definition.command or "", *definition.args
     env = {**child_environment(definition.env, injected_env), MARK_VARIABLE: str(mark)}
-    command = definition.command or ""
+    if definition.transport == "openapi":
+        command, *args = _API_SERVER
+        env |= _API_SERVER_ENV
     if not _executable(command, env.get("PATH", os.defpath), definition.cwd):
         raise cannot_start(
             definition.name,
@@ -99,7 +110,7 @@ async def plan_launch(definition: ServerDefinition, injected_env: Mapping[str, s
             group.remove()
         raise
     join = (SHELL, "-c", _JOIN, "toolfleet", *group.doors, "--") if group is not None else ()
-    argv = (*join, *cage.argv, *_scrub(env), *limits, command, *definition.args)
+    argv = (*join, *cage.argv, *_scrub(env), *limits, command, *args)
     return Launch(definition.name, argv, env, definition.cwd, mark, cage.contained, group)
 
 

@@ -187,6 +187,7 @@ class StdioTransport:
     """A child process as an MCP transport; entering starts it, leaving runs the stop ladder.
 
     ``on_lost`` is called once, from the event loop, when the child can no longer be spoken to.
+    ``opening`` is what is said to the child before anything else.
     """
 
     def __init__(
@@ -196,8 +197,10 @@ class StdioTransport:
         stop_grace_s: float,
         on_lost: Callable[[], None] = lambda: None,
         max_line_bytes: int = DEFAULT_MAX_LINE_BYTES,
+        opening: bytes = b"",
     ) -> None:
         self._launch = launch
+        self._opening = opening
         self.stop_grace_s = stop_grace_s
         self._on_lost = on_lost
         self._max_line_bytes = max_line_bytes
@@ -226,6 +229,9 @@ class StdioTransport:
                 self._launch.server, str(error), "check command, cwd and env in its definition"
             ) from error
         self._child = child
+        if self._opening:
+            child.write(self._opening)
+            self._opening = b""
         self._look_at_cpu()
         self._reading = ReadStream(child.lines)
         return self._reading, WriteStream(child)
