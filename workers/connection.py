@@ -9,23 +9,27 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import httpx2
-from mcp.client.session import ClientSession, MessageHandlerFnT
+from mcp.client.session import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_types import UNSUPPORTED_PROTOCOL_VERSION, Implementation
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from registry.definitions import ServerDefinition
-from workers.exchange import Exchange, FewQuestions, exchange
+from workers.exchange import Exchange, Sieve, Stamped, exchange
 from workers.judge import Facts, not_open, why_not_open
 from workers.large import LargeMessages, LargeReader
 from workers.launch import plan_launch
+from workers.openapi_wire import Brief
 from workers.scrub import Scrubber
 from workers.spawn import StdioTransport, StopReport
 from workers.upstream import Wire, open_client
@@ -60,7 +64,11 @@ class Limits:
 
 
 class Connection:
-    """A connection with one server: `open` it, speak through ``client``, end it with `close`."""
+    """A connection with one server: `open` it, speak through ``client``, end it with `close`.
+
+    ``on_listing_changed`` is told each time that the server says so; ``on_stream`` when a stream
+    that the server may say it on, outside of any request of ours, begins or ends (HTTP).
+    """
 
     def __init__(
         self,
@@ -68,7 +76,9 @@ class Connection:
         credential: Credential | None,
         limits: Limits,
         large: LargeReader | None,
-        on_message: MessageHandlerFnT,
+        *,
+        on_listing_changed: Callable[[], None],
+        on_stream: Callable[[bool], None],
     ) -> None:
         secret = credential.secret if credential else None
         self.client: ClientSession | None = None
@@ -76,15 +86,18 @@ class Connection:
         self.dead = asyncio.Event()
         self.protocol_version = ""
         self.era: Literal["legacy", "modern"] = "legacy"
+        self.introduction = ""
+        self.announces = False
         self.opened_at = 0.0
-        self.over_http = definition.transport != "stdio"
+        self.over_http = definition.transport == "http"
         self.limits = limits
         self.scrubber = Scrubber(secret)
         self.large = LargeMessages(large, secret) if large else None
         self.cause: BaseException | None = None
         self._definition = definition
         self._credential = credential
-        self._on_message = on_message
+        self._on_listing_changed = on_listing_changed
+        self._on_stream = on_stream
         self._stdio: StdioTransport | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._leave = asyncio.Event()
@@ -114,6 +127,7 @@ class Connection:
         """Hold the SDK's contexts open until someone says leave (the keeper task)."""
         try:
             with exchange() as self._handshake:
+                self._handshake.on_stream = self._on_stream
                 async with AsyncExitStack() as stack:
                     client = await self._connect(stack)
                     await self._negotiate(client)
@@ -130,13 +144,10 @@ class Connection:
 
     async def _connect(self, stack: AsyncExitStack) -> ClientSession:
         read, write = await (self._over_http(stack) if self.over_http else self._over_stdio(stack))
+        if self._credential is not None and (meta := self._credential.into("meta")):
+            write = Stamped(write, meta)
         return await stack.enter_async_context(
-            ClientSession(
-                FewQuestions(read),
-                write,
-                message_handler=self._on_message,
-                client_info=_CLIENT_INFO,
-            )
+            ClientSession(Sieve(read, self._on_listing_changed), write, client_info=_CLIENT_INFO)
         )
 
     async def _over_stdio(self, stack: AsyncExitStack) -> tuple[Any, Any]:
@@ -147,15 +158,36 @@ class Connection:
             stop_grace_s=min(_HURRIED_GRACE_S, self.limits.stop_grace_s),
             on_lost=self._lost,
             max_line_bytes=self.limits.max_result_bytes + _ENVELOPE_BYTES,
+            opening=self._opening(),
         )
         read, write = await stack.enter_async_context(self._stdio)
         read.large = self.large
         return read, write
 
-    async def _over_http(self, stack: AsyncExitStack) -> tuple[Any, Any]:
-        secret = self._credential
+    def _opening(self) -> bytes:
+        """Return what the server of an API has to be told before MCP begins."""
+        definition = self._definition
+        if definition.openapi is None:
+            return b""
+        credential = definition.credentials
+        names = [*definition.headers, *([credential.name] if credential.name else [])]
+        return Brief(
+            definition.name,
+            str(definition.url),
+            definition.openapi,
+            dict(self._headers()),
+            frozenset(name.lower() for name in names),
+            self.limits.connect_timeout_s,
+            self.limits.max_result_bytes,
+        ).encode()
+
+    def _headers(self) -> httpx2.Headers:
         headers = httpx2.Headers(self._definition.headers)  # names without regard to case
-        headers.update(secret.into("header") if secret else {})
+        headers.update(self._credential.into("header") if self._credential else {})
+        return headers
+
+    async def _over_http(self, stack: AsyncExitStack) -> tuple[Any, Any]:
+        headers = self._headers()
         limit = self.limits.max_result_bytes + _ENVELOPE_BYTES
         wire = Wire(limit, self.large)
         http = await stack.enter_async_context(
@@ -186,6 +218,10 @@ class Connection:
         self.client = client
         self.protocol_version = client.protocol_version or ""
         self.era = "modern" if client.discover_result is not None else "legacy"
+        self.introduction = _introduction(client)
+        able = client.server_capabilities
+        self.announces = bool(able and able.tools and able.tools.list_changed)
+        self._handshake.endless = True  # from here on it is the stream of notifications
         self.opened_at = time.monotonic()
         if self._stdio is not None:
             self._stdio.stop_grace_s = self.limits.stop_grace_s
@@ -204,6 +240,7 @@ class Connection:
             what=what,
             seen=seen,
             stdio=stdio is not None,
+            api=self._definition.openapi is not None,
             era=self.era,
             protocol_version=self.protocol_version,
             max_result_bytes=self.limits.max_result_bytes,
@@ -266,6 +303,17 @@ class Connection:
         self.alive = False
         self._leave.set()
         self.dead.set()
+
+
+def _introduction(client: ClientSession) -> str:
+    """Return a digest of what a server said of itself in the handshake."""
+    said = (
+        client.protocol_version,
+        client.server_info,
+        client.server_capabilities,
+        client.instructions,
+    )
+    return hashlib.sha256(to_json(said)).hexdigest()
 
 
 def _leaf(error: BaseException) -> BaseException:

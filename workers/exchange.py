@@ -1,5 +1,8 @@
 """What is known of one request while it travels, and what keeps any stream from taking over.
 
+Some of what a server says never reaches the SDK: more questions than `_QUESTIONS_PER_S`, and that
+its tools changed, which it may say as often as it likes.
+
 The SDK hands each message to its transport in the context of whoever sent it, the reconnections of
 an HTTP request included. So a context variable tells the transports whose request they carry,
 however many calls of one session are under way.
@@ -8,7 +11,7 @@ however many calls of one session are under way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,11 +19,14 @@ from typing import Any, Final, Self
 
 import anyio
 from mcp.shared.message import SessionMessage
-from mcp_types import JSONRPCRequest
+from mcp_types import JSONRPCNotification, JSONRPCRequest
 
 STREAMS_PER_EXCHANGE: Final = 5
 _BREATH_S: Final = 0.002
 _QUESTIONS_PER_S: Final = 20
+_TRICKLE_BYTES_PER_S: Final = 256 * 1024
+_TRICKLE_PIECES_PER_S: Final = 2_000
+_LISTING_CHANGED: Final = "notifications/tools/list_changed"
 
 
 @dataclass(slots=True)
@@ -44,6 +50,10 @@ class Exchange:
     """How its connection failed."""
     streams_left: int = STREAMS_PER_EXCHANGE
     """How many event streams may still be opened to look for its answer."""
+    endless: bool = False
+    """It is answered by notifications for as long as it lasts; they are read as a trickle."""
+    on_stream: Callable[[bool], None] | None = None
+    """Is told when an event stream that was opened for it begins, and when it ends."""
 
     def begin(self, *, in_session: bool) -> None:
         """Forget an earlier request (a handshake makes several in one exchange)."""
@@ -57,9 +67,9 @@ _current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 @contextmanager
-def exchange() -> Iterator[Exchange]:
+def exchange(*, endless: bool = False) -> Iterator[Exchange]:
     """Make what is sent in this block one exchange; it is over when the block ends."""
-    mine = Exchange()
+    mine = Exchange(endless=endless)
     token = _current.set(mine)
     try:
         yield mine
@@ -91,42 +101,36 @@ class Breather:
             self._rested_at = self._loop.time()
 
 
-class FewQuestions:
-    """A read stream that passes on `_QUESTIONS_PER_S` of the server's own requests, and no more.
+class Trickle:
+    """Slow down a stream that ought to be quiet: what is too much in a second waits at its sender.
 
-    Each is answered ("ping") or refused (all others: we offer nothing to ask for), and an answer
-    takes its turn among our requests.
+    What is said now and then passes without delay.
     """
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._bytes = 0
+        self._pieces = 0
+
+    async def passed(self, size: int) -> None:
+        """Count a piece that was read; suspend until the next one may be."""
+        now = asyncio.get_running_loop().time()
+        if now - self._since > 1.0:
+            self._since, self._bytes, self._pieces = now, 0, 0
+        self._bytes += size
+        self._pieces += 1
+        if self._bytes > _TRICKLE_BYTES_PER_S or self._pieces > _TRICKLE_PIECES_PER_S:
+            await asyncio.sleep(self._since + 1.0 - now)
+
+
+class _Around:
+    """A stream of the SDK with something of ours around it; what is not ours is the stream's."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self._since = 0.0
-        self._passed = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> SessionMessage | Exception:
-        while True:
-            item: SessionMessage | Exception = await self._inner.__anext__()
-            if isinstance(item, Exception) or not isinstance(item.message, JSONRPCRequest):
-                return item
-            now = asyncio.get_running_loop().time()
-            if now - self._since > 1.0:
-                self._since, self._passed = now, 0
-            self._passed += 1
-            if self._passed <= _QUESTIONS_PER_S:
-                return item
-
-    async def receive(self) -> SessionMessage | Exception:
-        """Return the next message; raise `anyio.EndOfStream` when there is none."""
-        try:
-            return await self.__anext__()
-        except StopAsyncIteration:
-            raise anyio.EndOfStream from None
 
     async def aclose(self) -> None:
         """Close the stream."""
@@ -139,3 +143,62 @@ class FewQuestions:
     async def __aexit__(self, *error: object) -> bool | None:
         left: bool | None = await self._inner.__aexit__(*error)
         return left
+
+
+class Sieve(_Around):
+    """A read stream without what the server says of its own accord, as far as it is no use here.
+
+    Its questions, beyond `_QUESTIONS_PER_S`: each is answered ("ping") or refused (all others: we
+    offer nothing to ask for), and an answer takes its turn among our requests. That its tools
+    changed: ``on_listing_changed`` is told.
+    """
+
+    def __init__(self, inner: Any, on_listing_changed: Callable[[], None]) -> None:
+        super().__init__(inner)
+        self._on_listing_changed = on_listing_changed
+        self._since = 0.0
+        self._passed = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        while True:
+            item: SessionMessage | Exception = await self._inner.__anext__()
+            if isinstance(item, Exception):
+                return item
+            message = item.message
+            if isinstance(message, JSONRPCNotification) and message.method == _LISTING_CHANGED:
+                self._on_listing_changed()
+            elif not isinstance(message, JSONRPCRequest) or self._may_ask():
+                return item
+
+    def _may_ask(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now - self._since > 1.0:
+            self._since, self._passed = now, 0
+        self._passed += 1
+        return self._passed <= _QUESTIONS_PER_S
+
+    async def receive(self) -> SessionMessage | Exception:
+        """Return the next message; raise `anyio.EndOfStream` when there is none."""
+        try:
+            return await self.__anext__()
+        except StopAsyncIteration:
+            raise anyio.EndOfStream from None
+
+
+class Stamped(_Around):
+    """A write stream that adds members to the ``_meta`` of every request, whoever makes it."""
+
+    def __init__(self, inner: Any, meta: Mapping[str, str]) -> None:
+        super().__init__(inner)
+        self._meta = meta
+
+    async def send(self, item: SessionMessage) -> None:
+        """Send a message."""
+        if isinstance(item.message, JSONRPCRequest):
+            params = item.message.params or {}
+            meta = {**(params.get("_meta") or {}), **self._meta}
+            item.message.params = {**params, "_meta": meta}
+        await self._inner.send(item)

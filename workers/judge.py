@@ -2,7 +2,8 @@
 
 1. `judge` looks first at what was seen on the wire, then at what was said.
 2. ``CallError.dispatched`` is False only where provably nothing ran: no byte of the request left,
-   or an HTTP server refused it by its status, or did not know the session any more.
+   or an HTTP server refused it by its status, or did not know the session any more, or our own
+   server found no way to the API that it stands in front of.
 3. A handshake that failed is judged by `why_not_open`: nothing was asked of a tool yet.
 """
 
@@ -29,6 +30,8 @@ from pydantic import ValidationError
 
 from registry.errors import Code, FleetError
 from workers.exchange import Exchange
+from workers.large_reader import UNREADABLE
+from workers.openapi_wire import told_failure
 
 _EVENT_TOO_LARGE: Final = "Server-sent event exceeded the"
 # The codes that servers are known to answer with, HTTP 200, to a session that they forgot.
@@ -37,6 +40,10 @@ _GONE: Final = re.compile(
     r"\bsession\b.{0,80}\b(not found|not exist|unknown|expired|invalid|terminated|closed|no longer)"
     r"|\b(no|unknown|expired|invalid|missing|valid)\b.{0,40}\bsession\b",
     re.IGNORECASE,
+)
+# In what pydantic says of an answer: where, and what is wrong there.
+_PROBLEM: Final = re.compile(
+    r"^(?:JSONRPC(?:Response|Error)\.(\S+)\n)? +(?! |Field required)(.+?) \[type=", re.MULTILINE
 )
 # What a server refuses by one of these statuses was refused before anything ran.
 _REFUSALS: Final = {
@@ -65,6 +72,8 @@ class Facts:
     """The tool that was called, or what else was asked."""
     seen: Exchange
     stdio: bool
+    api: bool
+    """The server is our own, and stands in front of an HTTP API."""
     era: Literal["legacy", "modern"]
     protocol_version: str
     max_result_bytes: int
@@ -121,6 +130,9 @@ def judge(error: Exception, facts: Facts) -> Ending:
 
 def _judge_answer(error: MCPError, facts: Facts) -> Ending:
     """Tell a session that is gone, which the SDK reports as an answer, from a refusal."""
+    if facts.api and (told := told_failure(error)) is not None:
+        failure, dispatched = told
+        return Ending(partial(_of_api, failure=failure, dispatched=dispatched), poisons=False)
     if _is_forgotten(error, facts):
         return Ending(_forgotten)
     if error.code == CONNECTION_CLOSED:
@@ -133,6 +145,8 @@ def _judge_answer(error: MCPError, facts: Facts) -> Ending:
         return Ending(_refused_by_status, poisons=False)
     if error.code == URL_ELICITATION_REQUIRED:
         return Ending(partial(input_required, requests=["elicitation/url"]), poisons=False)
+    if error.code == PARSE_ERROR and error.message.startswith(UNREADABLE):
+        return Ending(partial(not_mcp, problem=_first_problem_of(error.message)))
     if status is not None and error.code == PARSE_ERROR:  # the SDK's own word for a broken body
         return Ending(partial(_refused, error=error, code=Code.PROTOCOL_ERROR))
     code = Code.INVALID_ARGUMENTS if error.code == INVALID_PARAMS else Code.TOOL_REFUSED
@@ -302,6 +316,15 @@ def _unread(facts: Facts, *, failure: FleetError) -> CallError:
     )
 
 
+def _of_api(facts: Facts, *, failure: FleetError, dispatched: bool) -> CallError:
+    return CallError(
+        failure.code,
+        f"tool {facts.what} of server {facts.server} has no result: {failure.message}",
+        hint=failure.hint,
+        dispatched=dispatched,
+    )
+
+
 # -- handshakes
 
 
@@ -368,3 +391,10 @@ def _describe(error: BaseException | None) -> str:
 def _first_problem(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     return f"{'/'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
+def _first_problem_of(said: str) -> str:
+    """Return what is wrong with an answer, without the answer itself, which may hold anything."""
+    said = said.removeprefix(UNREADABLE)
+    found = _PROBLEM.search(said)
+    return ": ".join(filter(None, found.groups())) if found else said.partition("\n")[0][:200]

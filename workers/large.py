@@ -1,6 +1,7 @@
 """Large messages: read by processes of their own, so that the worker's loop is never held.
 
-1. What is larger than `READ_HERE_BYTES` is never parsed here, apart from lists of tools.
+1. What is larger than `READ_HERE_BYTES` is never parsed here, apart from lists of tools: those are
+   checked elsewhere and read here tool by tool.
 2. The MCP SDK sees a small message in the place of each large one; the large one is kept as it
    came until its call takes it, and then is checked and redacted.
 3. Every job is bounded in time and memory. A process that fails takes one job with it
@@ -25,14 +26,14 @@ from typing import Any, Final
 
 from registry.database import to_json
 from registry.errors import Code, FleetError
-from workers.large_reader import FRAME, message_of
+from workers.exchange import Breather
+from workers.large_reader import FRAME
 from workers.launch import INHERITED
+from workers.listing import Page
 
 READ_HERE_BYTES: Final = 65_536
 """What the loop reads itself: measured, the worst JSON of this size takes it 20 ms."""
 JOB_LIMIT_S: Final = 30.0
-LONGEST_LISTING_BYTES: Final = 1_000_000
-"""Of a page of tools, which the loop reads itself: measured, in 15 ms; the worst JSON, in 300."""
 MOST_HELD: Final = 8
 _MEMORY_PER_BYTE: Final = 120  # measured: 105 for the worst JSON and its redacted copy
 _MEMORY_BASE_BYTES: Final = 256 * 1024 * 1024
@@ -46,17 +47,6 @@ class LargeResult:
     event: bool
     size_bytes: int
     secret: str | None = field(repr=False)
-
-    def parse(self) -> dict[str, Any]:
-        """Read a list of tools after all; raise `protocol_error` beyond `LONGEST_LISTING_BYTES`."""
-        if self.size_bytes > LONGEST_LISTING_BYTES:
-            raise FleetError(
-                Code.PROTOCOL_ERROR,
-                f"a page of tools/list is larger than {LONGEST_LISTING_BYTES} bytes",
-                hint="the server has to send its tools in more pages",
-            )
-        result: dict[str, Any] = (message_of(self.raw, event=self.event) or {})["result"]
-        return result
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +183,25 @@ class LargeReader:
         facts, encoded = await self.finishing.ask(job, large.raw, timeout_s)
         return Redacted(encoded, **facts)
 
+    async def read_page(self, large: LargeResult, server: str) -> Page:
+        """Read a page of tools, scrubbed; raise as `workers.listing.read_page` does."""
+        job = {
+            "job": "page",
+            "event": large.event,
+            "tool": "tools/list",
+            "server": server,
+            "secret": large.secret,
+        }
+        facts, encoded = await self.finishing.ask(job, large.raw)
+        breather = Breather()
+        page, start = Page([], [], facts["cursor"]), 0
+        for size in facts["sizes"]:
+            page.encoded.append(encoded[start : start + size])
+            page.tools.append(json.loads(page.encoded[-1]))
+            start += size
+            await breather.breathe()
+        return page
+
     async def close(self) -> None:
         """End both processes, in the middle of a job too."""
         await asyncio.gather(self.shrinking.close(), self.finishing.close())
@@ -235,6 +244,10 @@ class LargeMessages:
             if len(self._held) > MOST_HELD:
                 del self._held[next(iter(self._held))]
         return small
+
+    async def read_page(self, large: LargeResult, server: str) -> Page:
+        """See `LargeReader.read_page`."""
+        return await self._reader.read_page(large, server)
 
     def take(self, body: dict[str, Any]) -> LargeResult | None:
         """Return the large result that a small one stands for; None for a result of its own."""

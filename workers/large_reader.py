@@ -29,10 +29,14 @@ from registry.database import to_json
 from registry.errors import Code, FleetError
 from registry.redaction import redact
 from registry.schemas import check_result
+from workers.listing import read_page
 from workers.scrub import Scrubber
 
 FRAME: Final = struct.Struct(">II")
 PREVIEW_CHARACTERS: Final = 1_000
+UNREADABLE: Final = "Failed to parse JSON response: "
+"""How the MCP SDK begins what it says of an HTTP answer that is none."""
+PARSE_ERROR: Final = -32700
 _LONGEST_KEPT: Final = 1_000  # of what a small message keeps of a large one, each
 _MOST_MEMBERS: Final = 64
 _PR_SET_PDEATHSIG: Final = 1
@@ -50,8 +54,24 @@ def message_of(raw: bytes, *, event: bool) -> dict[str, Any] | None:
     return message if isinstance(message, dict) else None
 
 
+def instead_of(message: dict[str, Any]) -> dict[str, Any] | None:
+    """Return an error in the place of an answer that is none; None for anything else.
+
+    Without it whoever asked would wait for the answer until its time is over.
+    """
+    id_ = message.get("id")
+    if isinstance(id_, bool) or not isinstance(id_, str | int) or "method" in message:
+        return None
+    wrong = [it for it in ("result", "error") if it in message]
+    if not wrong or any(isinstance(message[it], dict) for it in wrong):
+        return None
+    said = f"{UNREADABLE}{wrong[0]}: Input should be an object"
+    error = {"code": PARSE_ERROR, "message": said}
+    return {"jsonrpc": "2.0", "id": str(id_)[:_LONGEST_KEPT], "error": error}
+
+
 def shrink(job: dict[str, Any], raw: bytes) -> Answer:
-    """Answer with a small message in the place of a large one; with none for what is no response.
+    """Answer with a small message in the place of a large one; with none for what is no answer.
 
     A small result has the members of the large one, emptied, and those of ``job["placeholder"]``.
     """
@@ -59,7 +79,9 @@ def shrink(job: dict[str, Any], raw: bytes) -> Answer:
     result, error = whole.get("result"), whole.get("error")
     facts = {"result": False, "size": 0}
     small = b""
-    if isinstance(error, dict):
+    if (instead := instead_of(whole)) is not None:
+        small = to_json(instead).encode()
+    elif isinstance(error, dict):
         said = str(error.get("message"))[:_LONGEST_KEPT]
         small = to_json({**message, "error": {**_hollow(error), "message": said}}).encode()
     elif isinstance(result, dict):
@@ -92,9 +114,18 @@ def finish(job: dict[str, Any], raw: bytes) -> Answer:
     return facts, encoded
 
 
+def page(job: dict[str, Any], raw: bytes) -> Answer:
+    """Answer with a page of tools, one after the other; raise as `read_page` does."""
+    result = (message_of(raw, event=job["event"]) or {})["result"]
+    read = read_page(result, job["server"], Scrubber(job["secret"]))
+    facts = {"cursor": read.cursor, "sizes": [len(data) for data in read.encoded]}
+    return facts, b"".join(read.encoded)
+
+
 JOBS: Final[dict[str, Callable[[dict[str, Any], bytes], Answer]]] = {
     "shrink": shrink,
     "finish": finish,
+    "page": page,
 }
 
 

@@ -30,7 +30,6 @@ from mcp_types import (
     ListToolsRequest,
     PaginatedRequestParams,
     RequestParamsMeta,
-    ToolListChangedNotification,
 )
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
@@ -50,13 +49,13 @@ from workers.judge import (
     too_large,
 )
 from workers.large import LargeReader, LargeResult
-from workers.listing import read_pages
+from workers.listing import Page, read_page, read_pages
 from workers.progress import Latest, OnProgress
 from workers.spawn import StopReport
+from workers.subscription import subscribe
 
 # The SDK parses results into models and drops what it does not know; this keeps them as they came.
 _AS_IT_CAME: Final = cast("TypeAdapter[BaseModel]", TypeAdapter(dict[str, Any]))
-_LISTING_TOLD_EVERY_S: Final = 1.0
 # A session that was never answered and is younger than this cannot have been forgotten.
 _FRESH_S: Final = 5.0
 
@@ -106,14 +105,25 @@ class Session:
         self.server = definition.name
         self.poisoned = False
         self.calls = 0
+        self.closed = False
+        """Whether it was ended from here, and not by its server."""
+        self.hearing = False
+        """Whether it would be heard here if the server said that its tools changed."""
         self.listing_changed = False
+        """Whether the server said so before anybody asked to be told."""
+        self.on_hearing: Callable[[bool], None] | None = None
         self.on_listing_changed: Callable[[], None] | None = None
-        self._connection = Connection(definition, credential, limits, large, self._on_message)
+        self._connection = Connection(
+            definition,
+            credential,
+            limits,
+            large,
+            on_listing_changed=self._listing_changed,
+            on_stream=self._hears,
+        )
         self.dead = self._connection.dead
-        self._meta = credential.into("meta") if credential else {}
         self._in_flight = 0
         self._answered = False
-        self._listing_timer: asyncio.TimerHandle | None = None
 
     @classmethod
     async def open(
@@ -135,6 +145,8 @@ class Session:
         limits = Limits(connect_timeout_s, stop_grace_s, max_result_bytes)
         session = cls(definition, credential, limits, large)
         await session._connection.open()
+        if session.era == "legacy" and session.announces and not session.over_http:
+            session.hearing = True  # nobody has to ask it
         return session
 
     async def close(self) -> StopReport:
@@ -142,6 +154,7 @@ class Session:
 
         Returns after two grace periods and a few seconds at the latest; may be called again.
         """
+        self.closed = self.closed or self.alive
         return await self._connection.close()
 
     # -- what it is
@@ -162,9 +175,24 @@ class Session:
         return self._connection.protocol_version
 
     @property
+    def introduction(self) -> str:
+        """Return a digest of what the server said of itself when the session was opened."""
+        return self._connection.introduction
+
+    @property
+    def announces(self) -> bool:
+        """Say whether the server said that it tells when its tools change."""
+        return self._connection.announces
+
+    @property
+    def over_http(self) -> bool:
+        """Say whether the server is reached by HTTP; else it is a child of this process."""
+        return self._connection.over_http
+
+    @property
     def shares_fate(self) -> bool:
         """Say whether this session's end says the same of the server's other sessions."""
-        return self._connection.over_http
+        return self.over_http
 
     @property
     def pid(self) -> int | None:
@@ -191,9 +219,10 @@ class Session:
         """Call a tool; raise `CallError` when it has no result within ``timeout_s``."""
         client = self._client(name)
         progress = Latest(on_progress, self._connection.scrubber.text) if on_progress else None
-        full_meta = cast(RequestParamsMeta, {**(meta or {}), **self._meta}) or None
         request = CallToolRequest(
-            params=CallToolRequestParams(name=name, arguments=arguments, _meta=full_meta)
+            params=CallToolRequestParams(
+                name=name, arguments=arguments, _meta=cast(RequestParamsMeta, meta)
+            )
         )
         self.calls += 1
         self._in_flight += 1
@@ -283,16 +312,16 @@ class Session:
                 raise
             except Exception as error:
                 raise await self._judged_request("tools/list", error, mine) from error
-        return cast("list[dict[str, Any]]", self._connection.scrubber.json(tools))
+        return tools
 
-    async def _ask_for_page(self, cursor: str | None) -> dict[str, Any]:
-        client = self._client("tools/list")
-        meta = cast(RequestParamsMeta, self._meta) or None
-        params = PaginatedRequestParams(cursor=cursor, _meta=meta)
-        page: Any = await client.send_request(ListToolsRequest(params=params), _AS_IT_CAME)
+    async def _ask_for_page(self, cursor: str | None) -> Page:
+        client, connection = self._client("tools/list"), self._connection
+        params = PaginatedRequestParams(cursor=cursor)
+        result: Any = await client.send_request(ListToolsRequest(params=params), _AS_IT_CAME)
         self._answered = True
-        large = self._connection.large.take(page) if self._connection.large else None
-        return large.parse() if large else cast("dict[str, Any]", page)
+        if connection.large and (large := connection.large.take(result)):
+            return await connection.large.read_page(large, self.server)
+        return read_page(result, self.server, connection.scrubber)
 
     @_scrubbed
     async def probe(self, timeout_s: float) -> None:
@@ -302,7 +331,7 @@ class Session:
         dead, so it is not asked.
         """
         client = self._client("ping")
-        if self.era == "modern" and self._connection.over_http:
+        if self.era == "modern" and self.over_http:
             return
         with exchange() as mine:
             try:
@@ -342,15 +371,32 @@ class Session:
 
     # -- hearing
 
-    async def _on_message(self, message: object) -> None:
-        if isinstance(message, ToolListChangedNotification):
-            self.listing_changed = True
-            if self._listing_timer is None:  # a server may say so as often as it likes
-                self._listing_timer = asyncio.get_running_loop().call_later(
-                    _LISTING_TOLD_EVERY_S, self._tell_listing_changed
-                )
+    @_scrubbed
+    async def listen(self) -> None:
+        """Hear of changes of the tools (2026-07-28); return when the server ends the subscription.
 
-    def _tell_listing_changed(self) -> None:
-        self._listing_timer = None
-        if self.on_listing_changed is not None:
+        Raises `FleetError` when it is refused, not confirmed in time, or lost. It is no call: the
+        session goes on as if there were none.
+        """
+        what = "subscriptions/listen"
+        client = self._client(what)
+        with exchange(endless=True) as mine:
+            try:
+                await subscribe(client, self.server, on_hearing=self._hears)
+            except FleetError:
+                raise
+            except Exception as error:
+                facts = self._facts(what, mine)
+                raise judge(error, facts).tell(facts) from error
+
+    def _hears(self, hearing: bool) -> None:
+        if hearing is not self.hearing:
+            self.hearing = hearing
+            if self.on_hearing is not None:
+                self.on_hearing(hearing)
+
+    def _listing_changed(self) -> None:
+        if self.on_listing_changed is None:
+            self.listing_changed = True
+        else:
             self.on_listing_changed()

@@ -1,7 +1,8 @@
 """What is said to and by a stdio server: bytes to lines, lines to messages, and back.
 
 1. A line longer than ``max_line_bytes`` ends the reading instead of filling the memory.
-2. Invalid UTF-8, banners and other noise cost that line only, and are counted.
+2. Invalid UTF-8, banners and other noise cost that line only, and are counted. An answer that is
+   none ends its request.
 3. Unread lines are bounded: beyond `QUEUE_BYTES` the pipe is not read until they are taken. Taking
    them lets others run in between, however many there are.
 4. Only our requests wait for a child that does not read; our answers to its own are dropped then.
@@ -29,6 +30,7 @@ from pydantic import ValidationError
 from registry.errors import FleetError
 from workers.exchange import Breather, current_exchange
 from workers.large import LargeMessages
+from workers.large_reader import instead_of, message_of
 
 DEFAULT_MAX_LINE_BYTES: Final = 10_000_000
 QUEUE_BYTES: Final = 1 << 20
@@ -182,7 +184,8 @@ def _parse(line: bytes) -> JSONRPCMessage | None:
     try:
         return jsonrpc_message_adapter.validate_json(text.decode("utf-8", "replace"), by_name=False)
     except ValidationError:
-        return None
+        instead = instead_of(message_of(text, event=False) or {})
+        return JSONRPCError.model_validate(instead) if instead else None
 
 
 class WriteStream:

@@ -8,17 +8,19 @@
    each event instead (in `streamable_http_client`). Neither holds up the event loop.
 4. At most `STREAMS_PER_EXCHANGE` event streams are opened for one request, whatever the server
    says, and none for one that is over.
-5. What we say aside (a cancellation, an answer to the server's own question) holds up no request
+5. A stream of notifications is read as a trickle, so that no server takes over the worker by it.
+6. What we say aside (a cancellation, an answer to the server's own question) holds up no request
    and takes at most `ASIDE_LIMIT_S`, and so does taking leave.
-6. Redirects are not followed; proxies and other settings are not taken from the environment.
+7. Redirects are not followed; proxies and other settings are not taken from the environment.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -26,7 +28,7 @@ from typing import Any, Final
 
 import httpx2
 
-from workers.exchange import Breather, Exchange, current_exchange
+from workers.exchange import Breather, Exchange, Trickle, current_exchange
 from workers.large import LargeMessages
 from workers.large_http import Shrunk
 
@@ -38,6 +40,15 @@ _REFUSAL_LIMIT_S: Final = 0.5
 _SAID_CHARS: Final = 500
 _KEEPALIVE_S: Final = 120.0
 _WRITE_LIMIT_S: Final = 30.0
+# A peer that is gone without a word is noticed within a minute, on streams that are quiet too.
+_PROBES: Final = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, option), value)
+        for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+        if hasattr(socket, option)
+    ),
+]
 _NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _ANSWERS: Final = ("application/json", "text/event-stream")
 _INITIALIZED: Final = "notifications/initialized"
@@ -58,6 +69,7 @@ class Wire(httpx2.AsyncBaseTransport):
             verify=_tls(),
             trust_env=False,
             limits=httpx2.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_S),
+            socket_options=_PROBES,
         )
         self._max_body_bytes = max_body_bytes
         self._large = large
@@ -126,7 +138,10 @@ class Wire(httpx2.AsyncBaseTransport):
         if problem := _problem(response):
             await response.aclose()
             raise httpx2.ConnectError(problem)
-        response.stream = self._watched(exchange, response)
+        if exchange.on_stream is None:
+            response.stream = self._watched(exchange, response)
+        else:
+            response.stream = _Told(self._watched(exchange, response), exchange.on_stream)
         return response
 
     def _watched(self, exchange: Exchange, response: httpx2.Response) -> httpx2.AsyncByteStream:
@@ -165,7 +180,7 @@ class _Watched(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         exchange = self._exchange
-        breather = Breather()
+        breather, trickle = Breather(), Trickle()
         left = self._max_bytes
         try:
             async for chunk in self._inner:
@@ -176,6 +191,8 @@ class _Watched(httpx2.AsyncByteStream):
                 if exchange.over:
                     raise BodyRefused("nobody waits for this body any more")
                 yield chunk
+                if exchange.endless:
+                    await trickle.passed(len(chunk))
                 await breather.breathe()
         except httpx2.TransportError as error:
             if self._is_json:  # of an event stream, the answer may still come in another one
@@ -183,6 +200,22 @@ class _Watched(httpx2.AsyncByteStream):
             raise BodyRefused(str(error)) from error
 
     async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class _Told(httpx2.AsyncByteStream):
+    """A stream whose beginning and end are told to somebody."""
+
+    def __init__(self, inner: httpx2.AsyncByteStream, on_stream: Callable[[bool], None]) -> None:
+        self._inner = inner
+        self._on_stream = on_stream
+        on_stream(True)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._inner.__aiter__()
+
+    async def aclose(self) -> None:
+        self._on_stream(False)
         await self._inner.aclose()
 
 

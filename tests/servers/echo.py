@@ -15,17 +15,14 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import anyio
 import mcp_types as types
-import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
-from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
-from mcp.shared.message import SessionMessage
+from serving import serve_http, serve_stdio
 
 server = MCPServer("echo", log_level="ERROR")
 journal: list[Path] = []  # the one file of --journal, if any
@@ -147,62 +144,6 @@ async def meta(ctx: Context[Any, Any]) -> str:
     return json.dumps(ctx.request_context.meta or {})
 
 
-class _LegacyOnly:
-    """A read stream that answers `server/discover` as a server does that never heard of it."""
-
-    def __init__(self, inner: Any, write: Any) -> None:
-        self._inner = inner
-        self._write = write
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def __aiter__(self) -> _LegacyOnly:
-        return self
-
-    async def __aenter__(self) -> Self:
-        await self._inner.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> Any:
-        return await self._inner.__aexit__(*error)
-
-    async def __anext__(self) -> Any:
-        while True:
-            item = await self._inner.__anext__()
-            message = getattr(item, "message", None)
-            if not isinstance(message, types.JSONRPCRequest) or message.method != "server/discover":
-                return item
-            error = types.ErrorData(code=types.METHOD_NOT_FOUND, message="Method not found")
-            answer = types.JSONRPCError(jsonrpc="2.0", id=message.id, error=error)
-            await self._write.send(SessionMessage(answer))
-
-
-async def serve_stdio(*, legacy: bool) -> None:
-    """Serve one client on stdin and stdout."""
-    lowlevel = server._lowlevel_server
-    async with stdio_server() as (read, write):
-        stream: Any = _LegacyOnly(read, write) if legacy else read
-        await lowlevel.run(stream, write, lowlevel.create_initialization_options())
-
-
-async def serve_http(port: int, *, legacy: bool, json_answers: bool) -> None:
-    """Serve on loopback; print the port once it is bound."""
-    if legacy:
-
-        async def no_discover(_ctx: Any, _params: Any) -> Any:
-            raise MCPError(code=types.METHOD_NOT_FOUND, message="Method not found")
-
-        server._lowlevel_server.add_request_handler(
-            "server/discover", types.RequestParams, no_discover
-        )
-    app = server.streamable_http_app(json_response=json_answers)
-    listener = socket.create_server(("127.0.0.1", port))
-    print(listener.getsockname()[1], flush=True)
-    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
-    await uvicorn.Server(config).serve(sockets=[listener])
-
-
 def main() -> None:
     """Parse the command line and serve."""
     parser = argparse.ArgumentParser()
@@ -212,11 +153,14 @@ def main() -> None:
     parser.add_argument("--journal", type=Path, default=os.environ.get("JOURNAL"))
     options = parser.parse_args()
     journal.extend([Path(options.journal)] if options.journal else [])
+    lowlevel = server._lowlevel_server
     if options.http is None:
-        anyio.run(lambda: serve_stdio(legacy=options.legacy))
+        anyio.run(lambda: serve_stdio(lowlevel, legacy=options.legacy))
     else:
         anyio.run(
-            lambda: serve_http(options.http, legacy=options.legacy, json_answers=options.json)
+            lambda: serve_http(
+                lowlevel, options.http, legacy=options.legacy, json_answers=options.json
+            )
         )
 
 

@@ -4,7 +4,7 @@
 unless ``--port`` names it, is printed). The tool called names the misbehaviour; some happen before
 any call and are named by ``--start MODE``. `MODES` is the table of them all. ``--era modern``
 speaks 2026-07-28, ``legacy`` (the default) what was before it. ``--journal PATH`` gets one line per
-call, effect and GET.
+call, effect, GET and subscription.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 Face = Literal["stdio", "http"]
@@ -84,6 +85,8 @@ MODES: dict[str, Mode] = {
     "crlf": Mode("ends its lines as Windows does"),
     "deep_json": Mode("nests its answer 100,000 deep"),
     "not_a_result": Mode("answers with a result that is not MCP"),
+    "result_is_list": Mode("answers with a result that is no object"),
+    "error_is_text": Mode("refuses with an error that is no object"),
     "duplicate_id": Mode("answers twice"),
     "future_id": Mode("answers the next request too, ahead of it"),
     "string_id": Mode("answers with its id as a string"),
@@ -141,11 +144,39 @@ MODES: dict[str, Mode] = {
     "endless_paging": Mode("never ends its list of tools", at="start"),
     "repeated_cursor": Mode("sends the same page of tools for ever", at="start"),
     "fat_pages": Mode("lists tools of 1 MB each, page after page", at="start"),
+    "endless_page": Mode("never ends a page of tools", at="start"),
+    "no_page": Mode("never sends its list of tools", at="start"),
+    "many_tools": Mode("lists 10,000 tools in one page", at="start"),
+    "many_pages": Mode("lists 300 tools in each page, page after page", at="start"),
+    "many_bytes": Mode("lists tools of 1 MB in each page, page after page", at="start"),
+    "hostile_page": Mode("lists tools with 1 MB of the worst JSON", at="start"),
+    "page_is_list": Mode("sends a list in the place of a page of tools", at="start"),
+    "large_page_is_list": Mode("sends a large list in the place of a page of tools", at="start"),
+    "tools_are_text": Mode("sends a text in the place of its tools", at="start"),
+    "tools_are_texts": Mode("lists texts in the place of tools", at="start"),
+    "large_tools_are_texts": Mode("lists many texts in the place of tools", at="start"),
+    "cursor_is_number": Mode("continues its list of tools at a number", at="start"),
+    "long_cursor": Mode("continues its list of tools at a text of 100 kB", at="start"),
     "tools_change": Mode("no longer knows the tools that it listed", at="start"),
     "streams_end": Mode("ends its stream of notifications at once", HTTP, at="start"),
+    "streams_flood": Mode("says in its stream all the time that its tools changed", HTTP, "start"),
+    "tells_early": Mode("says that its tools changed right in the handshake", STDIO, at="start"),
+    # what becomes of a subscription (2026-07-28)
+    "listen_refused": Mode("does not know subscriptions", at="start"),
+    "listen_silent": Mode("never confirms a subscription", at="start"),
+    "listen_to_nothing": Mode("confirms a subscription to nothing", at="start"),
+    "listen_ends": Mode("ends each subscription at once", at="start"),
+    "listen_cancelled": Mode("cancels each subscription at once", STDIO, at="start"),
+    "listen_drops": Mode("breaks the stream of each subscription off", HTTP, at="start"),
+    "listen_dies": Mode("dies of a subscription", at="start"),
+    "listen_429": Mode("lets nobody subscribe for 7 s", HTTP, at="start"),
+    "listen_floods": Mode("says without end that its tools changed", at="start"),
 }  # fmt: skip
 
+UNENDING = {"endless_page", "no_page"}
 BOMB = 20_000_000
+LISTEN = "subscriptions/listen"
+CHANGED = "notifications/tools/list_changed"
 PAGE = b"<html><body>Please sign in</body></html>"
 HOARD: list[Any] = []  # what the leaking modes never give back
 options = argparse.Namespace(start="", journal=None, era="legacy")
@@ -189,7 +220,7 @@ def floods(request: Json) -> dict[str, Iterator[bytes]]:
         "progress_flood": (
             note_of(progress, progressToken=token, progress=n, total=10_000) for n in range(10_000)
         ),
-        "listing_flood": (note_of("notifications/tools/list_changed") for _ in range(10_000)),
+        "listing_flood": (note_of(CHANGED) for _ in range(10_000)),
         "question_flood": (json.dumps({**question, "id": n}).encode() for n in range(1_000)),
     }
 
@@ -203,6 +234,8 @@ def oddities(request: Json) -> dict[str, bytes]:
         "nul": good.replace(b"here", b"he\0re"),
         "deep_json": good.replace(b'"here"', b"[" * 100_000 + b"]" * 100_000),
         "not_a_result": message(request["id"], result={**result(""), "content": "none"}),
+        "result_is_list": message(request["id"], result=["here"]),
+        "error_is_text": message(request["id"], error="not today"),
         "wrong_id": message(4711, result=result("strange")),
         "string_id": message(str(request["id"]), result=result("here")),
         "bom": b"\xef\xbb\xbf" + good,
@@ -235,10 +268,29 @@ def answer(request: Json) -> bytes:
     if method == {"legacy": "initialize", "modern": "server/discover"}[options.era]:
         return welcome(id_)
     if method == "tools/list":
-        return message(id_, result={**page(params.get("cursor")), **CACHED[options.era]})
+        return listing(id_, params.get("cursor"))
     if method == "ping":
         return message(id_, result={})
+    if method == LISTEN and options.era == "modern":
+        return b"\n".join(subscribed(id_))
     return message(id_, error={"code": -32601, "message": "Method not found"})
+
+
+def subscribed(id_: Any) -> list[bytes]:
+    """Return what a subscription begins with, and ends, in the modes that say anything at all."""
+    meta = {"io.modelcontextprotocol/subscriptionId": id_}
+    honored = {} if options.start == "listen_to_nothing" else {"toolsListChanged": True}
+    confirmed = note_of(
+        "notifications/subscriptions/acknowledged", _meta=meta, notifications=honored
+    )
+    changed = note_of(CHANGED, _meta=meta)
+    return {
+        "listen_refused": [message(id_, error={"code": -32601, "message": "Method not found"})],
+        "listen_silent": [],
+        "listen_ends": [confirmed, message(id_, result={"resultType": "complete", "_meta": meta})],
+        "listen_cancelled": [confirmed, note_of("notifications/cancelled", requestId=id_)],
+        "listen_floods": [confirmed, changed],
+    }.get(options.start, [confirmed])
 
 
 def welcome(id_: Any) -> bytes:
@@ -253,23 +305,53 @@ def welcome(id_: Any) -> bytes:
     if options.era == "modern":
         return message(id_, result={"supportedVersions": [version], **common})
     server = {"name": "fault", "version": "1"}
-    return message(id_, result={"protocolVersion": version, "serverInfo": server, **common})
+    said = message(id_, result={"protocolVersion": version, "serverInfo": server, **common})
+    return said + (b"\n" + note_of(CHANGED) if options.start == "tells_early" else b"")
 
 
-def page(cursor: str | None) -> Json:
+def page(cursor: str | None) -> Any:
     """Return a page of ``tools/list``."""
-    number = int(cursor or 0)
-    tool: Json = {"name": f"tool_{number}", "inputSchema": {"type": "object"}}
-    following = {
+    number, mode = int(cursor or 0), options.start
+    schema: Json = {"type": "object"}
+    tool: Json = {"name": f"tool_{number}", "inputSchema": schema}
+    following: dict[str, Any] = {
         "endless_paging": str(number + 1),
         "repeated_cursor": "0",
         "fat_pages": str(number + 1),
+        "many_pages": str(number + 1),
+        "many_bytes": str(number + 1),
+        "cursor_is_number": 1,
+        "long_cursor": "0" * 100_000,
     }
-    if options.start == "fat_pages":
-        tool["description"] = "x" * 1_000_000
-    if options.start in following:
-        return {"tools": [tool], "nextCursor": following[options.start]}
-    return {"tools": [{**tool, "name": name} for name in MODES]}
+    worst = {**schema, "x-worst": [[]] * 60_000}
+    tools: dict[str, Any] = {
+        "fat_pages": [{**tool, "description": "x" * 1_000_000}],
+        "many_tools": [{**tool, "name": f"tool_{n}"} for n in range(10_000)],
+        "many_pages": [{**tool, "name": f"tool_{number}_{n}"} for n in range(300)],
+        "many_bytes": [
+            {**tool, "name": f"tool_{number}_{n}", "description": "x" * 100_000} for n in range(10)
+        ],
+        "hostile_page": [{"name": f"tool_{n}", "inputSchema": worst} for n in range(6)],
+        "tools_are_text": "behave",
+        "tools_are_texts": list(MODES),
+        "large_tools_are_texts": list(MODES) * 1_000,
+    }
+    if mode in following:
+        return {"tools": tools.get(mode, [tool]), "nextCursor": following[mode]}
+    if mode in {"page_is_list", "large_page_is_list"}:
+        return list(MODES) * (1_000 if mode.startswith("large") else 1)
+    return {"tools": tools.get(mode) or [{**tool, "name": name} for name in MODES]}
+
+
+def listing(id_: Any, cursor: str | None) -> bytes:
+    """Return the answer to ``tools/list``."""
+    listed = page(cursor)
+    return message(id_, result={**listed, **CACHED[options.era]} if is_page(listed) else listed)
+
+
+def is_page(listed: Any) -> bool:
+    """Say whether a page is an object."""
+    return isinstance(listed, dict)
 
 
 # -- stdio
@@ -374,6 +456,24 @@ def on_stdio(mode: str, request: Json) -> None:
         say(good + b"\n")
 
 
+def answer_on_stdio(request: Json) -> None:
+    """Answer a request that is no call."""
+    mode, method = options.start, request["method"]
+    if method == LISTEN:
+        note("listen")
+        if mode == "listen_dies":
+            os._exit(1)
+    if method == "tools/list" and mode in UNENDING:
+        if mode == "endless_page":
+            say_for_ever(b"x" * 65_536)
+        return
+    if said := answer(request):
+        say(said + b"\n")
+    if method == LISTEN and mode == "listen_floods":
+        changed = said.split(b"\n")[-1] + b"\n"
+        Thread(target=lambda: say_for_ever(changed * 100), daemon=True).start()
+
+
 def serve_stdio() -> None:
     """Serve one client on stdin and stdout."""
     if options.start == "slow_start":
@@ -389,9 +489,9 @@ def serve_stdio() -> None:
         if "id" not in request or "method" not in request:
             continue
         if request["method"] != "tools/call":
-            say(answer(request) + b"\n")
+            answer_on_stdio(request)
         elif options.start == "tools_change":
-            changed = note_of("notifications/tools/list_changed")
+            changed = note_of(CHANGED)
             error = {"code": -32602, "message": "Unknown tool"}
             say(changed + b"\n" + message(request["id"], error=error) + b"\n")
         else:
@@ -592,7 +692,7 @@ async def _(to: Connection, good: bytes) -> None:
 @over_http("endless_events")
 async def _(to: Connection, good: bytes) -> None:
     await to.begin()
-    await repeat(to, b"data: " + note_of("notifications/tools/list_changed") + b"\n\n")
+    await repeat(to, b"data: " + note_of(CHANGED) + b"\n\n")
 
 
 @over_http("tiny_chunks")
@@ -687,8 +787,51 @@ async def listen(to: Connection) -> None:
         await to.begin()
         await to.chunk(b"retry: 10\nid: 1\ndata:\n\n")
         await to.chunk(b"")
+    elif options.start == "streams_flood":
+        await to.begin()
+        await repeat(to, (b"data: " + note_of(CHANGED) + b"\n\n") * 100)
     else:
         await to.send(b"", "405 Method Not Allowed")
+
+
+async def answer_on_http(to: Connection) -> None:
+    """Answer a request that is no call."""
+    method = to.body["method"]
+    if method == LISTEN and options.era == "modern":
+        await listen_on_http(to)
+    elif method == "tools/list" and options.start in UNENDING:
+        await to.begin("application/json")
+        if options.start == "endless_page":
+            await repeat(to, b"x" * 65_536)
+        await asyncio.sleep(3600)
+    else:
+        begins = method == "initialize"
+        if begins:
+            sessions.add(session := os.urandom(8).hex())
+        head = f"mcp-session-id: {session}\r\n" if begins else ""
+        await to.send(answer(to.body), head=head)
+
+
+async def listen_on_http(to: Connection) -> None:
+    """Answer a subscription with a stream."""
+    note("listen")
+    if options.start == "listen_dies":
+        os._exit(1)
+    if options.start == "listen_429":
+        await refuse(to, 429)
+        return
+    lines = subscribed(to.body["id"])
+    await to.begin()
+    for line in lines:
+        await to.event(line)
+    if options.start in {"listen_refused", "listen_ends"}:
+        await to.chunk(b"")
+    elif options.start == "listen_drops":
+        await to.close()
+    elif options.start == "listen_floods":
+        await repeat(to, (b"data: " + lines[-1] + b"\n\n") * 100)
+    else:
+        await asyncio.sleep(3600)
 
 
 async def on_http(mode: str, to: Connection) -> None:
@@ -742,11 +885,7 @@ async def respond(to: Connection) -> None:
     elif to.headers.get("mcp-session-id", "") not in {*sessions, ""}:
         await to.send(b"", "404 Not Found")
     elif to.body["method"] != "tools/call":
-        begins = to.body["method"] == "initialize"
-        if begins:
-            sessions.add(session := os.urandom(8).hex())
-        head = f"mcp-session-id: {session}\r\n" if begins else ""
-        await to.send(answer(to.body), head=head)
+        await answer_on_http(to)
     elif options.start == "tools_change":
         error = {"code": -32602, "message": "Unknown tool"}
         await to.send(message(to.body["id"], error=error), "400 Bad Request")

@@ -90,7 +90,9 @@ async def test_unasked_results_are_not_kept_without_end(reader: LargeReader) -> 
     "raw",
     [
         b'{"jsonrpc": "2.0", "method": "notifications/x", "params": {"x": "y"}}',
-        b'{"jsonrpc": "2.0", "id": 1, "result": [1, 2]}',
+        b'{"jsonrpc": "2.0", "id": null, "result": [1, 2]}',
+        b'{"jsonrpc": "2.0", "id": true, "result": [1, 2]}',
+        b'{"jsonrpc": "2.0", "id": 1}',
         b"[" * 100_000,
         b"a banner",
         b"",
@@ -98,6 +100,17 @@ async def test_unasked_results_are_not_kept_without_end(reader: LargeReader) -> 
 )
 async def test_what_is_no_response_is_dropped(reader: LargeReader, raw: bytes) -> None:
     assert await LargeMessages(reader, None).shrink(raw) == b""
+
+
+@requirement("listing:bounded")
+@pytest.mark.parametrize("member", ["result", "error"])
+async def test_a_large_answer_that_is_none_ends_its_request(
+    reader: LargeReader, member: str
+) -> None:
+    raw = json.dumps({"jsonrpc": "2.0", "id": 7, member: ["x"] * 100_000}).encode()
+    instead = json.loads(await LargeMessages(reader, None).shrink(raw))
+    assert (instead["id"], instead["error"]["code"]) == ("7", -32700)
+    assert instead["error"]["message"].endswith(f"{member}: Input should be an object")
 
 
 @requirement("large:never-read-here")
@@ -188,12 +201,18 @@ async def test_a_result_that_cannot_be_kept_is_refused(
 
 
 @requirement("large:lists-of-tools")
-def test_a_page_of_tools_is_read_up_to_its_limit() -> None:
-    page = {"tools": [{"name": "x" * 1000} for _ in range(900)]}
-    assert large_result(page).parse() == page
-    with pytest.raises(FleetError) as refused:
-        large_result({"tools": page["tools"] * 2}).parse()
-    assert refused.value.code is Code.PROTOCOL_ERROR
+async def test_a_large_page_of_tools_is_read_as_it_came(reader: LargeReader) -> None:
+    page = {"tools": [{"name": "ä" * 1000, "x": n} for n in range(900)], "nextCursor": "n"}
+    read = await reader.read_page(large_result(page), "crm")
+    assert (read.tools, read.cursor) == (page["tools"], "n")
+
+
+@requirement("large:lists-of-tools", "large:checked-and-redacted")
+async def test_a_large_page_of_tools_betrays_no_secret(reader: LargeReader) -> None:
+    page = {"tools": [{"name": "x" * 1000, "description": "with s3cret"}] * 100}
+    large = large_result(page, "s3cret")
+    read = await reader.read_page(large, "crm")
+    assert {tool["description"] for tool in read.tools} == {"with [credential]"}
 
 
 # -- when its process fails
