@@ -1,7 +1,8 @@
 """The one door to the workers: send a call's message, ask for a stop, look at queues.
 
-Messages that arrive together are pushed together. One that cannot be sent is no error to the
-caller: the row is committed, and the steward sends it again. Revokes are rare and go through
+Messages that arrive together are pushed queue by queue, each to the turn that its tenant has
+(see `workers.fair_queue`). One that cannot be sent is no error to the caller: the row is
+committed, and the steward sends it again. Revokes are rare and go through
 Celery's synchronous control channel, in a thread of its own.
 """
 
@@ -21,13 +22,18 @@ from redis.exceptions import RedisError
 
 from registry.database import GroupCommit
 from registry.definitions import queue_name
+from registry.tiers import DEFAULT_PRIORITY
+from workers import fair_queue
 from workers.celery_app import CALL_TASK, RUN_STAMP, app, fleet_queue
 from workers.signals import (
     ENDED_CHANNEL,
     PROGRESS_CHANNEL,
+    STEWARD,
     Signals,
     all_figures,
+    broker_facts,
     connect,
+    is_alive,
     queue_length,
 )
 from workers.transport import Composer
@@ -39,14 +45,17 @@ logger = logging.getLogger("toolfleet.client")
 
 @dataclass(frozen=True)
 class Message:
-    """What a worker is told about a queued call: never its arguments."""
+    """What a worker is told about a queued call, never its arguments; and whose turn it takes."""
 
     id: str
     run_id: str
+    tenant_id: str
     tool: str
     server_name: str
     traceparent: str | None
     remaining_s: float
+    priority: int = DEFAULT_PRIORITY
+    """0 to 9, the highest; what is beyond counts as the nearer end."""
 
 
 class FleetClient:
@@ -58,6 +67,7 @@ class FleetClient:
         self._celery = celery
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="celery-control")
         self._composer = Composer(celery)
+        self._push = self.redis.register_script(fair_queue.PUSH)
         self._sends: GroupCommit[Message, bool] = GroupCommit(self._send_batch)
 
     async def send(self, message: Message) -> bool:
@@ -84,6 +94,14 @@ class FleetClient:
         """Return what each live worker counts, as Prometheus text, by worker."""
         return await all_figures(self.redis)
 
+    async def steward_lives(self) -> bool:
+        """Say whether a steward works; raise `broker_unavailable`."""
+        return await is_alive(self.redis, STEWARD)
+
+    async def broker_facts(self) -> dict[str, Any]:
+        """Return what the broker says of itself; raise `broker_unavailable`."""
+        return await broker_facts(self.redis)
+
     async def close(self) -> None:
         """Close connections and the control thread."""
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
@@ -96,15 +114,14 @@ class FleetClient:
             logger.warning("revoke not sent: %s", type(error).__name__)
 
     async def _send_batch(self, batch: Sequence[Message]) -> list[bool]:
-        by_queue: dict[str, list[str]] = {}
+        by_queue: dict[str, list[str | int]] = {}
         for message in batch:
             queue, body = self._compose(message)
-            by_queue.setdefault(queue, []).append(body)
+            cost = fair_queue.cost(message.priority)
+            by_queue.setdefault(queue, []).extend((message.tenant_id, cost, body))
         try:
-            async with self.redis.pipeline(transaction=False) as pipe:
-                for queue, bodies in by_queue.items():
-                    pipe.lpush(queue, *bodies)
-                await pipe.execute()
+            for queue, arguments in by_queue.items():
+                await self._push(keys=fair_queue.keys(queue), args=arguments)
         except (RedisError, OSError) as error:
             logger.warning("%d messages not sent: %s", len(batch), type(error).__name__)
             return [False] * len(batch)

@@ -20,6 +20,7 @@ ENDED_CHANNEL: Final = "toolfleet:ended"
 PROGRESS_CHANNEL: Final = "toolfleet:progress:"
 FIGURES_KEY: Final = "toolfleet:figures:"
 FIGURES_LIFETIME_S: Final = 15
+STEWARD: Final = "steward"
 PROGRESS_EVERY_S: Final = 0.1
 
 logger = logging.getLogger("toolfleet.signals")
@@ -66,6 +67,10 @@ class Signals:
         except (RedisError, OSError) as error:
             logger.warning("figures not stored: %s", type(error).__name__)
 
+    async def alive(self, role: str) -> None:
+        """Say that a process which has no lease works."""
+        await self.figures(role, "")
+
     async def _publish(self, channel: str, body: str) -> None:
         try:
             await self._redis.publish(channel, body)
@@ -79,6 +84,28 @@ async def queue_length(redis: Redis, queue: str) -> int:
         return int(await redis.llen(queue))
     except (RedisError, OSError) as error:
         raise broker_unavailable(error) from error
+
+
+async def is_alive(redis: Redis, role: str) -> bool:
+    """Say whether a process of a role has said lately that it works (`Signals.alive`)."""
+    try:
+        return bool(await redis.exists(FIGURES_KEY + role))
+    except (RedisError, OSError) as error:
+        raise broker_unavailable(error) from error
+
+
+async def broker_facts(redis: Redis) -> dict[str, Any]:
+    """Return Redis' time (seconds since 1970), and what it does when its memory is full."""
+    try:
+        seconds, microseconds = await redis.time()
+        info = await redis.info("memory")
+    except (RedisError, OSError) as error:
+        raise broker_unavailable(error) from error
+    return {
+        "time_s": seconds + microseconds / 1e6,
+        "maxmemory_policy": info.get("maxmemory_policy", "unknown"),
+        "maxmemory": info.get("maxmemory", 0),
+    }
 
 
 async def all_figures(redis: Redis) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -153,14 +154,21 @@ async def test_tasks_with_one_idempotency_key_get_the_same_result(fleet: Fleet) 
 async def test_neither_arguments_nor_results_lie_in_redis(fleet: Fleet) -> None:
     run = await fleet.run()
     async with fleet.without("worker:other"):
-        queued = await fleet.submit(run, "other_echo", text="a-private-argument")
+        queued = [
+            await fleet.submit(run, "other_echo", text="a-private-argument") for _ in range(2)
+        ]
         await fleet.call(run, "local_echo", text="a-private-result")
         async with Redis.from_url(fleet.local.redis_url) as redis:
-            assert await until(lambda: redis.llen("mcp.other")) == 1
+            await until(partial(_waits, redis, queued))
             contents = [await _content(redis, key) async for key in redis.scan_iter()]
-    assert queued in "".join(contents)
+    assert all(call_id in "".join(contents) for call_id in queued)
     assert "a-private" not in "".join(contents)
-    await fleet.ended(queued)
+    for call_id in queued:
+        await fleet.ended(call_id)
+
+
+async def _waits(redis: Redis, queued: list[str]) -> bool:
+    return int(await redis.llen("mcp.other")) == len(queued)
 
 
 async def _content(redis: Redis, key: bytes) -> str:
@@ -169,6 +177,10 @@ async def _content(redis: Redis, key: bytes) -> str:
         return str(await redis.lrange(key, 0, -1))
     if kind == b"string":
         return str(await redis.get(key))
+    if kind == b"zset":
+        return str(await redis.zrange(key, 0, -1))
+    if kind == b"hash":
+        return str(await redis.hgetall(key))
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from registry import calls, leases, runs
 from registry.calls import CallState
 from registry.database import Database
+from registry.tiers import DEFAULT_PRIORITY
 from tests.ledger import HOUR, WORKER, Ledger
 from tests.requirements import requirement
 
@@ -169,6 +171,39 @@ async def test_a_worker_that_stopped_is_not_alive(ledger: Ledger) -> None:
     assert [it["id"] for it in await leases.live_workers(ledger.database, "demo")] == [WORKER]
     await leases.close_worker(ledger.database, WORKER)
     assert await leases.live_workers(ledger.database, "demo") == []
+
+
+# -- what is kept from run to run
+
+
+@requirement("calls:priority")
+async def test_a_call_keeps_its_tenant_and_priority_through_every_run(ledger: Ledger) -> None:
+    call = replace(ledger.new(), priority=8)
+    await calls.submit(ledger.database, [call])
+    await ledger.age("sent_at", [call.id])
+    (resent,) = await leases.take_overdue(ledger.database, "demo", AGE, 10)
+    claim = await ledger.claim(call.id)
+    await ledger.lapse()
+    _, (again,) = await leases.close_dead(ledger.database, MAX_ATTEMPTS)
+    told = [(it.tenant_id, it.priority) for it in (resent, claim, again)]
+    assert told == [("acme", 8)] * 3
+
+
+@requirement("calls:priority")
+@pytest.mark.parametrize(("wanted", "kept"), [(-1, 0), (10, 9), (10**12, 9), (0, 0)])
+async def test_a_priority_that_there_is_not_is_recorded_as_the_nearest_one(
+    ledger: Ledger, wanted: int, kept: int
+) -> None:
+    call = replace(ledger.new(), priority=wanted)
+    await calls.submit(ledger.database, [call])
+    assert (await ledger.claim(call.id)).priority == kept
+
+
+@requirement("calls:priority")
+async def test_a_row_that_says_nothing_of_priority_has_the_default(ledger: Ledger) -> None:
+    call_id = await ledger.submit()
+    await ledger.sql("UPDATE calls SET priority = DEFAULT WHERE id = :id", id=call_id)
+    assert (await ledger.claim(call_id)).priority == DEFAULT_PRIORITY
 
 
 # -- what is too late
