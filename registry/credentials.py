@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol
 
 from registry.definitions import ServerDefinition
 from registry.errors import Code, FleetError
-from registry.policy import may_use
+from registry.policy import is_named
 
 logger = logging.getLogger("toolfleet.credentials")
 
@@ -100,7 +100,7 @@ class FileProvider:
             tenant
             for (tenant, server), secret in sorted(secrets.items())
             if server == definition.name
-            and may_use(tenant, definition)
+            and is_named(tenant, definition)
             and not _unfit(secret, definition)
         ]
         if not tenants:

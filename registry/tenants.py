@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from registry.database import Database
 from registry.errors import Code, FleetError
+from registry.fields import is_tenant_name
 
 _PREFIX = "tf_"
 
@@ -38,7 +39,7 @@ class Actor:
 
 async def ensure_tenant(database: Database, tenant: str) -> None:
     """Create a tenant unless it exists."""
-    if not tenant or len(tenant) > 64 or not tenant.replace("-", "").replace("_", "").isalnum():
+    if not is_tenant_name(tenant):
         raise FleetError(
             Code.INVALID_REQUEST,
             f"{tenant!r} is not a tenant name",
@@ -46,7 +47,8 @@ async def ensure_tenant(database: Database, tenant: str) -> None:
         )
     async with database.transaction() as connection:
         await connection.execute(
-            text("INSERT INTO tenants (id) VALUES (:id) ON CONFLICT DO NOTHING"), {"id": tenant}
+            text("INSERT INTO tenants (id) VALUES (:id) ON CONFLICT (id) DO NOTHING"),
+            {"id": tenant},
         )
 
 
