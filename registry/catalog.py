@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from registry import audit
 from registry.database import Database, to_json
-from registry.definitions import ServerDefinition, digest
+from registry.definitions import ServerDefinition, content_digest
 from registry.errors import Code, FleetError
 
 CHANNEL = "toolfleet_servers"
@@ -46,8 +47,12 @@ class ServerVersion:
         }
 
 
+# Asked every second by each worker: an API's document, which may be large, stays where it is.
+LOOKED_AT: Final = "v.definition #- '{openapi,document}' AS definition"
+"""A version's definition as it is looked at: an API's document may be large, and is left out."""
 _CURRENT = """
-    SELECT v.id, v.definition, s.stale, s.refreshed_at, s.refresh_error,
+    SELECT v.id, v.definition #- '{openapi,document}' AS definition,
+        s.stale, s.refreshed_at, s.refresh_error,
         COALESCE((SELECT array_agg(t.name ORDER BY t.name) FROM tool_versions t
             WHERE t.id IN (SELECT unnest(latest.ids) FROM (
                 SELECT l.tool_version_ids AS ids FROM listings l
@@ -58,63 +63,72 @@ _CURRENT = """
 """
 
 
-async def add_server(database: Database, definition: ServerDefinition, *, actor: str) -> int:
+async def add_server(
+    database: Database, definition: ServerDefinition, *, actor: str, dry_run: bool = False
+) -> int:
     """Register a server, or a removed one again; return its version's id.
 
-    Raises `name_collision` when a server of that name is registered, or when its tool prefix is
-    another server's.
+    Raises `name_collision` when a server of that name is registered (``details`` say whether it is
+    the same but for its version), or when its tool prefix is another server's. With ``dry_run``
+    everything is tried and nothing stays.
     """
     async with database.transaction() as connection:
-        await _lock(connection)
-        existing = await connection.execute(
-            text("SELECT removed_at FROM servers WHERE name = :name"), {"name": definition.name}
+        await lock(connection)
+        await _refuse_name(connection, definition)
+        await refuse_prefix(connection, definition)
+        await connection.execute(
+            text("INSERT INTO servers (name) VALUES (:name) ON CONFLICT DO NOTHING"),
+            {"name": definition.name},
         )
-        row = existing.first()
-        if row is not None and row.removed_at is None:
-            raise FleetError(
-                Code.NAME_COLLISION,
-                f"a server named {definition.name!r} is registered already",
-                hint="add a version to it, or choose another name",
-            )
-        await _refuse_prefix(connection, definition)
-        if row is None:
-            await connection.execute(
-                text("INSERT INTO servers (name) VALUES (:name)"), {"name": definition.name}
-            )
-        return await _put_version(connection, definition, actor, "server.added")
+        version_id = await put_version(connection, definition, actor=actor, event="server.added")
+        if dry_run:
+            await connection.rollback()
+        return version_id
 
 
-async def add_version(database: Database, definition: ServerDefinition, *, actor: str) -> int:
-    """Add a version to a registered server and make it current; return its id.
+async def add_version(
+    database: Database, definition: ServerDefinition, *, actor: str, serve: bool = True
+) -> int:
+    """Add a version to a registered server, and serve it unless told otherwise; return its id.
 
-    Raises `unknown_server`, or `version_exists` when that version has other content.
+    Serving it at once ends a rollout that is under way. Raises `unknown_server`, or
+    `version_exists` when that version has other content.
     """
     async with database.transaction() as connection:
-        await _lock(connection)
+        await lock(connection)
         found = await connection.execute(
             text("SELECT 1 FROM servers WHERE name = :name AND removed_at IS NULL"),
             {"name": definition.name},
         )
         if found.first() is None:
             raise unknown_server(definition.name)
-        await _refuse_prefix(connection, definition)
-        return await _put_version(connection, definition, actor, "server.version_added")
+        await refuse_prefix(connection, definition)
+        await _refuse_other_prefix(connection, definition)
+        return await put_version(
+            connection, definition, actor=actor, event="server.version_added", serve=serve
+        )
 
 
 async def remove_server(database: Database, name: str, *, actor: str) -> None:
     """Take a server out of the fleet; its versions, calls and audit stay in the record."""
     async with database.transaction() as connection:
-        await _lock(connection)
-        result = await connection.execute(
-            text(
-                "UPDATE servers SET removed_at = clock_timestamp()"
-                " WHERE name = :name AND removed_at IS NULL RETURNING name"
-            ),
-            {"name": name},
-        )
-        if result.first() is None:
-            raise unknown_server(name)
-        await _announce(connection, name, actor, "server.removed")
+        await lock(connection)
+        await delete_server(connection, name, actor=actor)
+
+
+async def delete_server(connection: AsyncConnection, name: str, *, actor: str) -> None:
+    """Remove a server within a transaction that holds the lock."""
+    result = await connection.execute(
+        text(
+            "UPDATE servers SET removed_at = clock_timestamp()"
+            " WHERE name = :name AND removed_at IS NULL RETURNING name"
+        ),
+        {"name": name},
+    )
+    if result.first() is None:
+        raise unknown_server(name)
+    await replace_rollout(connection, name, actor)
+    await announce(connection, name, actor, "server.removed")
 
 
 async def list_servers(database: Database) -> list[ServerVersion]:
@@ -132,6 +146,102 @@ async def get_server(database: Database, name: str) -> ServerVersion:
     if row is None:
         raise unknown_server(name)
     return _version(row)
+
+
+async def followed(database: Database, name: str) -> list[ServerVersion]:
+    """Return the versions of a server that new runs may see: the current one, then a canary.
+
+    Each comes with its own freshness. Raises `unknown_server`.
+    """
+    current = await get_server(database, name)
+    async with database.transaction() as connection:
+        result = await connection.execute(
+            text(
+                f"SELECT v.id, {LOOKED_AT}, r.stale, r.refreshed_at, r.refresh_error"  # noqa: S608
+                " FROM rollouts r JOIN server_versions v ON v.id = r.canary_version_id"
+                " WHERE r.server_name = :name AND r.state = 'active'"
+            ),
+            {"name": name},
+        )
+        return [current, *(_version({**row, "tools": ()}) for row in result.mappings())]
+
+
+async def list_versions(database: Database, name: str) -> list[dict[str, Any]]:
+    """Return the versions of a server, newest first: version, digest, created_at, serving."""
+    async with database.transaction() as connection:
+        result = await connection.execute(
+            text(
+                "SELECT v.version, v.digest, v.created_at, v.id = s.current_version_id AS current"
+                " FROM server_versions v JOIN servers s ON s.name = v.server_name"
+                " WHERE v.server_name = :name ORDER BY v.id DESC"
+            ),
+            {"name": name},
+        )
+        return [dict(row) for row in result.mappings()]
+
+
+async def serve_previous(database: Database, name: str, *, actor: str) -> str:
+    """Serve the version again that was current before this one; return its name.
+
+    Raises `unknown_server`, or `not_found` when there was none.
+    """
+    async with database.transaction() as connection:
+        await lock(connection)
+        await current_version_id(connection, name)
+        result = await connection.execute(
+            text(
+                "SELECT v.id, v.version FROM servers s"
+                " JOIN server_versions v ON v.id = s.previous_version_id WHERE s.name = :name"
+            ),
+            {"name": name},
+        )
+        row = result.first()
+        if row is None:
+            raise FleetError(Code.NOT_FOUND, f"server {name!r} had no version before this one")
+        await replace_rollout(connection, name, actor)
+        await switch(connection, name, row.id)
+        await announce(connection, name, actor, "server.version_restored", version=row.version)
+        return str(row.version)
+
+
+async def current_version_id(connection: AsyncConnection, name: str) -> int:
+    """Return the id of a server's current version; raise `unknown_server`."""
+    result = await connection.execute(
+        text("SELECT current_version_id FROM servers WHERE name = :name AND removed_at IS NULL"),
+        {"name": name},
+    )
+    row = result.first()
+    if row is None:
+        raise unknown_server(name)
+    return int(row.current_version_id)
+
+
+async def version_id(connection: AsyncConnection, name: str, version: str) -> int:
+    """Return the id of a server's version; raise `unknown_version`, naming those there are."""
+    result = await connection.execute(
+        text("SELECT id, version FROM server_versions WHERE server_name = :name ORDER BY id"),
+        {"name": name},
+    )
+    ids = {row.version: int(row.id) for row in result}
+    if version not in ids:
+        raise FleetError(
+            Code.UNKNOWN_VERSION,
+            f"server {name!r} has no version {version!r}",
+            hint=f"it has {', '.join(list(ids)[-10:])}; add the version first",
+        )
+    return ids[version]
+
+
+async def switch(connection: AsyncConnection, name: str, to: int) -> None:
+    """Serve another version of a server within a transaction that holds the lock."""
+    await connection.execute(
+        text(
+            "UPDATE servers SET previous_version_id = CASE WHEN current_version_id = :id"
+            " THEN previous_version_id ELSE current_version_id END, current_version_id = :id,"
+            " stale = true, removed_at = NULL, refresh_error = NULL WHERE name = :name"
+        ),
+        {"id": to, "name": name},
+    )
 
 
 async def worker_servers(database: Database) -> list[str]:
@@ -164,12 +274,36 @@ def unknown_server(name: str) -> FleetError:
     )
 
 
-async def _lock(connection: AsyncConnection) -> None:
-    # Registrations are rare; one at a time makes the checks of names and prefixes exact.
+async def lock(connection: AsyncConnection) -> None:
+    """Let nobody else register, remove or switch servers until this transaction ends.
+
+    Registrations are rare; one at a time makes the checks of names and prefixes exact.
+    """
     await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('toolfleet.servers'))"))
 
 
-async def _refuse_prefix(connection: AsyncConnection, definition: ServerDefinition) -> None:
+async def _refuse_name(connection: AsyncConnection, definition: ServerDefinition) -> None:
+    result = await connection.execute(
+        text(
+            "SELECT v.definition FROM servers s JOIN server_versions v ON"
+            " v.id = s.current_version_id WHERE s.name = :name AND s.removed_at IS NULL"
+        ),
+        {"name": definition.name},
+    )
+    row = result.first()
+    if row is not None:
+        current = ServerDefinition.model_validate(row.definition)
+        same = current.model_copy(update={"version": definition.version}) == definition
+        raise FleetError(
+            Code.NAME_COLLISION,
+            f"a server named {definition.name!r} is registered already",
+            hint="add a version to it, or choose another name",
+            details={"server": definition.name, "same": same},
+        )
+
+
+async def refuse_prefix(connection: AsyncConnection, definition: ServerDefinition) -> None:
+    """Raise `name_collision` when another server has the definition's tool prefix."""
     result = await connection.execute(
         text(_CURRENT + " AND s.name <> :name"), {"name": definition.name}
     )
@@ -184,11 +318,33 @@ async def _refuse_prefix(connection: AsyncConnection, definition: ServerDefiniti
             )
 
 
-async def _put_version(
-    connection: AsyncConnection, definition: ServerDefinition, actor: str, event: str
+async def _refuse_other_prefix(connection: AsyncConnection, definition: ServerDefinition) -> None:
+    """Raise `invalid_definition` when a version would rename the tools that models know."""
+    result = await connection.execute(
+        text(_CURRENT + " AND s.name = :name"), {"name": definition.name}
+    )
+    current = _version(result.mappings().one()).definition
+    if current.prefix != definition.prefix:
+        raise FleetError(
+            Code.INVALID_DEFINITION,
+            f"version {definition.version} of server {definition.name!r} has the tool prefix "
+            f"{definition.prefix!r}; the server's is {current.prefix!r}",
+            hint="the names that models see never change with a version: keep the prefix, or add "
+            "another server",
+            details={"problems": [{"path": "tool_prefix", "problem": "differs from the server's"}]},
+        )
+
+
+async def put_version(
+    connection: AsyncConnection,
+    definition: ServerDefinition,
+    *,
+    actor: str,
+    event: str,
+    serve: bool = True,
 ) -> int:
-    body = definition.model_dump(mode="json")
-    content = digest(body)
+    """Add a version within a transaction that holds the lock; return its id."""
+    content = content_digest(definition)
     inserted = await connection.execute(
         text(
             "INSERT INTO server_versions (server_name, version, definition, digest)"
@@ -198,7 +354,7 @@ async def _put_version(
         {
             "name": definition.name,
             "version": definition.version,
-            "definition": to_json(body),
+            "definition": to_json(definition.model_dump(mode="json")),
             "digest": content,
         },
     )
@@ -206,45 +362,48 @@ async def _put_version(
     if row is None:
         existing = await connection.execute(
             text(
-                "SELECT id, digest FROM server_versions"
+                "SELECT id, definition FROM server_versions"
                 " WHERE server_name = :name AND version = :version"
             ),
             {"name": definition.name, "version": definition.version},
         )
         row = existing.one()
-        if row.digest != content:
+        # Not by digest: a field that a later release added is in no older row.
+        if ServerDefinition.model_validate(row.definition) != definition:
             raise FleetError(
                 Code.VERSION_EXISTS,
                 f"version {definition.version} of server {definition.name!r} has other content",
                 hint="versions never change: register the new content under a new version",
             )
-    await connection.execute(
-        text(
-            "UPDATE servers SET current_version_id = :id, stale = true, removed_at = NULL,"
-            " refresh_error = NULL WHERE name = :name"
-        ),
-        {"id": row.id, "name": definition.name},
-    )
-    await _announce(connection, definition.name, actor, event, version=definition.version)
+    if serve:
+        await replace_rollout(connection, definition.name, actor)
+        await switch(connection, definition.name, row.id)
+    await announce(connection, definition.name, actor, event, version=definition.version)
     return int(row.id)
 
 
-async def _announce(
-    connection: AsyncConnection, name: str, actor: str, event: str, **details: str
-) -> None:
+async def replace_rollout(connection: AsyncConnection, name: str, actor: str) -> None:
+    """End a server's rollout because something else is served now."""
     await connection.execute(
         text(
-            "INSERT INTO audit (actor, event, details)"
-            " VALUES (:actor, :event, CAST(:details AS jsonb))"
+            "UPDATE rollouts SET state = 'replaced', ended_at = clock_timestamp(),"
+            " ended_by = :actor WHERE server_name = :name AND state = 'active'"
         ),
-        {"actor": actor, "event": event, "details": to_json({"server": name, **details})},
+        {"name": name, "actor": actor},
     )
+
+
+async def announce(
+    connection: AsyncConnection, name: str, actor: str, event: str, **details: Any
+) -> None:
+    """Write what became of a server to the audit, and tell whoever listens."""
+    await audit.record(connection, actor, event, {"server": name, **details})
     await connection.execute(
         text("SELECT pg_notify(:channel, :name)"), {"channel": CHANNEL, "name": name}
     )
 
 
-def _version(row: RowMapping) -> ServerVersion:
+def _version(row: RowMapping | dict[str, Any]) -> ServerVersion:
     return ServerVersion(
         id=row["id"],
         definition=ServerDefinition.model_validate(row["definition"]),

@@ -5,6 +5,8 @@ Invariants:
     apart from the pointers and flags of `servers`.
  2. A call's state changes only along `registry.calls.TRANSITIONS`, each change with its audit line.
  3. (tenant, idempotency key) names at most one call.
+ 4. Whatever a run can see (servers, versions, listings, holds, rollouts, tiers, tenants) changes
+    together with `registry_state.generation` (a trigger at commit): equal generation, equal offer.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from sqlalchemy import (
     ARRAY,
     JSON,
+    REAL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -24,6 +27,8 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
     Table,
     Text,
     UniqueConstraint,
@@ -50,6 +55,24 @@ tenants = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("created_at", _instant, nullable=False, server_default=_now),
+    Column("ordinal", BigInteger, Identity(), nullable=False, unique=True),
+    Column("definition", JSONB, nullable=False, server_default=text("'{}'")),
+)
+
+tiers = Table(
+    "tiers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("definition", JSONB, nullable=False),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("tenant_id", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("tokens", Double, nullable=False),
+    Column("filled_at", _instant, nullable=False),
 )
 
 api_keys = Table(
@@ -72,6 +95,7 @@ servers = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("current_version_id", BigInteger),
+    Column("previous_version_id", BigInteger),
     Column("stale", Boolean, nullable=False, server_default=text("true")),
     Column("refresh_error", JSONB),
     Column("refreshed_at", _instant),
@@ -91,6 +115,28 @@ server_versions = Table(
     UniqueConstraint("server_name", "version"),
 )
 
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("server_name", Text, ForeignKey("servers.name"), nullable=False),
+    Column("stable_version_id", BigInteger, ForeignKey("server_versions.id"), nullable=False),
+    Column("canary_version_id", BigInteger, ForeignKey("server_versions.id"), nullable=False),
+    Column("plan", JSONB, nullable=False),
+    Column("state", Text, nullable=False, server_default="active"),
+    Column("report", JSONB),
+    Column("stale", Boolean, nullable=False, server_default=text("true")),
+    Column("refresh_error", JSONB),
+    Column("refreshed_at", _instant),
+    Column("started_at", _instant, nullable=False, server_default=_now),
+    Column("ended_at", _instant),
+    Column("ended_by", Text),
+    CheckConstraint("state IN ('active', 'promoted', 'rolled_back', 'replaced')", name="state"),
+    Index(
+        "uq_rollouts_active", "server_name", unique=True, postgresql_where=text("state = 'active'")
+    ),
+)
+
 tool_versions = Table(
     "tool_versions",
     metadata,
@@ -103,6 +149,16 @@ tool_versions = Table(
     UniqueConstraint("server_name", "digest"),
 )
 
+# Written by a trigger of tool_versions (migration 0003); see registry.selection.
+tool_terms = Table(
+    "tool_terms",
+    metadata,
+    Column("lexeme", Text, nullable=False),
+    Column("tool_version_id", BigInteger, nullable=False, autoincrement=False),
+    Column("weight", REAL, nullable=False),
+    PrimaryKeyConstraint("lexeme", "tool_version_id", postgresql_include=["weight"]),
+)
+
 listings = Table(
     "listings",
     metadata,
@@ -113,6 +169,41 @@ listings = Table(
     Column("changes", JSONB, nullable=False),
     Column("created_at", _instant, nullable=False, server_default=_now),
     Index("ix_listings_version", "server_version_id", "id"),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("server_version_id", BigInteger, ForeignKey("server_versions.id"), nullable=False),
+    Column("tool", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("tool_version_id", BigInteger, ForeignKey("tool_versions.id")),
+    Column("baseline_version_id", BigInteger, ForeignKey("server_versions.id")),
+    Column("change", JSONB, nullable=False),
+    Column("state", Text, nullable=False, server_default="open"),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    Column("decided_at", _instant),
+    Column("decided_by", Text),
+    CheckConstraint(
+        "state IN ('open', 'accepted', 'rejected', 'withdrawn', 'superseded')", name="state"
+    ),
+    Index(
+        "uq_holds_blocking",
+        "server_version_id",
+        "tool",
+        unique=True,
+        postgresql_where=text("state IN ('open', 'rejected')"),
+    ),
+)
+
+registry_state = Table(
+    "registry_state",
+    metadata,
+    Column("only", Boolean, primary_key=True, server_default=text("true")),
+    Column("generation", BigInteger, nullable=False, server_default="0"),
+    Column("changed_by", Text),
+    CheckConstraint('"only"', name="one_row"),
 )
 
 snapshots = Table(
@@ -134,7 +225,9 @@ runs = Table(
     Column("created_at", _instant, nullable=False, server_default=_now),
     Column("expires_at", _instant, nullable=False),
     Column("ended_at", _instant),
+    Column("exposure", Text, nullable=False, server_default="all"),
     CheckConstraint("state IN ('open', 'closed', 'cancelled')", name="state"),
+    CheckConstraint("exposure IN ('all', 'search')", name="exposure"),
 )
 
 workers = Table(
@@ -168,6 +261,7 @@ calls = Table(
     Column("traceparent", Text),
     Column("reply_to", Text),
     Column("replied_at", _instant),
+    Column("priority", SmallInteger, nullable=False, server_default="5"),
     Column("state", Text, nullable=False, server_default="queued"),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("fence", BigInteger, nullable=False, server_default="0"),
@@ -184,6 +278,10 @@ calls = Table(
     Column("result", JSON),
     Column("error", JSONB),
     Column("timings", JSONB),
+    Column("deadline_s", Double),
+    Column("decided_by", Text),
+    Column("decided_at", _instant),
+    Column("result_shape", Text),
     Index(
         "uq_calls_idempotency",
         "tenant_id",
@@ -199,6 +297,12 @@ calls = Table(
         postgresql_where=text("reply_to IS NOT NULL AND replied_at IS NULL"),
     ),
     Index("ix_calls_run", "run_id"),
+    Index(
+        "ix_calls_unfinished",
+        "tenant_id",
+        postgresql_where=text("state IN ('queued', 'running', 'awaiting_approval')"),
+    ),
+    Index("ix_calls_created", "created_at", postgresql_using="brin"),
 )
 
 artifacts = Table(
