@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from registry import catalog, ingest
+from registry import catalog, holds, ingest
 from registry.database import Database
+from registry.definitions import parse_definition
 from registry.errors import Code, FleetError
 from tests.ledger import Ledger, definition, listed, register, start
+from tests.loop_time import watch_callbacks
 from tests.requirements import requirement
+from tests.shop import DOCUMENT, document, shop_definition
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +36,7 @@ async def test_a_first_listing_adds_every_tool_and_makes_the_server_fresh(
     assert (await catalog.get_server(database, "demo")).stale
     changes = await ingest.ingest(database, version, definition(), [listed("b"), listed("a")])
     server = await catalog.get_server(database, "demo")
-    assert changes == [{"change": "added", "tool": "a"}, {"change": "added", "tool": "b"}]
+    assert [(it["change"], it["tool"]) for it in changes] == [("added", "a"), ("added", "b")]
     assert (server.stale, server.tools) == (False, ("a", "b"))
 
 
@@ -47,7 +50,7 @@ async def test_a_changed_listing_says_what_changed(database: Database) -> None:
         [listed("kept"), listed("new"), listed("old", description="other")],
     )
     said = {(change["change"], change["tool"]) for change in changes}
-    assert said == {("removed", "gone"), ("added", "new"), ("changed", "old")}
+    assert said == {("removed", "gone"), ("added", "new"), ("description", "old")}
     assert (await ingest.list_changes(database, "demo"))[0]["changes"] == changes
 
 
@@ -73,9 +76,8 @@ async def test_an_unchanged_listing_adds_nothing(
 @requirement("ingest:changes")
 async def test_a_listing_without_tools_is_recorded(database: Database) -> None:
     version = await register(database, definition(), listed("a"))
-    assert await ingest.ingest(database, version, definition(), []) == [
-        {"change": "removed", "tool": "a"}
-    ]
+    (change,) = await ingest.ingest(database, version, definition(), [])
+    assert (change["change"], change["tool"]) == ("removed", "a")
     assert (await catalog.get_server(database, "demo")).tools == ()
 
 
@@ -114,6 +116,28 @@ async def test_a_failed_refresh_keeps_the_tools_and_shows_the_error(database: Da
     await ingest.mark_stale(database, "demo", error)
     server = await catalog.get_server(database, "demo")
     assert (server.stale, server.tools, server.refresh_error) == (True, ("a",), error.as_dict())
+
+
+@requirement("listing:bounded", "faults:loop-runs-on")
+@pytest.mark.parametrize(
+    "tools",
+    [
+        [listed("worst", outputSchema={"x": [1.5] * 60_000}), *map(listed, "abcd")],
+        [listed(f"t{n}", outputSchema={"x": [{"": n}] * 20_000}) for n in range(6)],
+        [listed(f"t{n}", description="do it " * 70) for n in range(2_000)],
+    ],
+    ids=["numbers", "objects", "many"],
+)
+async def test_a_large_listing_is_taken_in_without_holding_the_loop(
+    database: Database, tools: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = await register(database, definition(), listed("a"))
+    with watch_callbacks(monkeypatch) as held:
+        await ingest.ingest(database, version, definition(), tools)
+    taken = (await catalog.get_server(database, "demo")).tools
+    kept_out = await holds.list_holds(database, "demo")
+    assert len(taken) + len(kept_out) == len(tools)
+    assert held.longest_s < 0.05
 
 
 @requirement("ingest:scheduled")
@@ -161,6 +185,49 @@ async def test_of_ten_simultaneous_registrations_of_a_name_one_succeeds(
     assert len(refused) == 7
 
 
+@requirement("catalog:unique")
+async def test_a_refusal_says_whether_the_registered_server_is_the_same(
+    database: Database,
+) -> None:
+    await register(database, definition(version="7", env={"TOKEN": "one"}))
+    for wanted, same in (
+        (definition(env={"TOKEN": "one"}), True),
+        (definition(env={"TOKEN": "two"}), False),
+    ):
+        with pytest.raises(FleetError) as refused:
+            await catalog.add_server(database, wanted, actor="test")
+        assert refused.value.details == {"server": "demo", "same": same}
+
+
+@requirement("catalog:tried")
+async def test_a_registration_that_is_only_tried_leaves_nothing(database: Database) -> None:
+    await catalog.add_server(database, definition(), actor="test", dry_run=True)
+    traces = [await count(database, table) for table in ("servers", "server_versions", "audit")]
+    assert traces == [0, 0, 0]
+    await register(database, definition())
+    with pytest.raises(FleetError) as refused:
+        await catalog.add_server(database, definition(), actor="test", dry_run=True)
+    assert refused.value.code is Code.NAME_COLLISION
+
+
+@requirement("catalog:older-rows")
+async def test_a_definition_of_an_older_release_is_read_and_is_the_same_version(
+    database: Database,
+) -> None:
+    await register(database, definition())
+    async with database.transaction() as connection:
+        await connection.execute(
+            text(
+                "UPDATE server_versions SET definition = (definition - 'networks')"
+                ' || \'{"cwd": "relative"}\''
+            )
+        )
+    (server,) = await catalog.list_servers(database)
+    assert server.definition.cwd == "relative"
+    older = server.definition.model_copy(update={"version": "1"})
+    assert await catalog.add_version(database, older, actor="test") == server.id
+
+
 @requirement("catalog:versions")
 async def test_a_version_never_changes(database: Database) -> None:
     await register(database, definition())
@@ -205,3 +272,28 @@ async def test_environment_and_header_values_are_not_shown(database: Database) -
     shown = (await catalog.get_server(database, "demo")).as_dict()
     assert "s3cret" not in str(shown)
     assert set(shown["definition"]["env"]) == {"TOKEN"}
+
+
+# -- APIs
+
+
+@requirement("openapi:versions")
+async def test_an_apis_document_is_read_only_to_serve_it(database: Database) -> None:
+    version = await catalog.add_server(database, parse_definition(shop_definition()), actor="test")
+    looked_at = (await catalog.get_server(database, "shop")).definition.openapi
+    served = (await catalog.get_definition(database, version)).openapi
+    assert looked_at is not None
+    assert served is not None
+    assert (looked_at.document, served.document) == (None, DOCUMENT)
+
+
+@requirement("openapi:versions")
+async def test_a_version_keeps_its_document(database: Database) -> None:
+    first = parse_definition(shop_definition())
+    version = await catalog.add_server(database, first, actor="test")
+    assert await catalog.add_version(database, first, actor="test") == version
+    newer = document(info={"title": "Shop", "version": "2"})
+    changed = parse_definition(shop_definition(openapi={"document": newer}))
+    with pytest.raises(FleetError) as refused:
+        await catalog.add_version(database, changed, actor="test")
+    assert refused.value.code is Code.VERSION_EXISTS
