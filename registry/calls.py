@@ -20,11 +20,14 @@ from enum import StrEnum
 from typing import Any, Final
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from registry import budgets
 from registry.artifacts import NewArtifact
 from registry.database import Database, to_json
 from registry.definitions import Delivery
 from registry.errors import Code, FleetError
+from registry.tiers import DEFAULT_PRIORITY, TenantLimits
 
 
 class CallState(StrEnum):
@@ -102,6 +105,15 @@ class NewCall:
     idempotency_key: str | None = None
     traceparent: str | None = None
     reply_to: str | None = None
+    priority: int = DEFAULT_PRIORITY
+    """Its tenant's weight in the server's queue; recorded as 0 to 9, whatever it is."""
+    state: CallState = CallState.QUEUED
+    """Or `awaiting_approval`; `succeeded` with a ``result`` for what needs no server."""
+    approval_s: float | None = None
+    """How long it may wait for its approval."""
+    result: dict[str, Any] | None = None
+    limits: TenantLimits = field(default_factory=TenantLimits)
+    """What its tenant may ask for at once and a minute."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,9 @@ class Claim:
     remaining_s: float
     queue_wait_s: float
     traceparent: str | None
+    priority: int
+    approved: bool
+    """Whether somebody approved this very call."""
     worker: str
     """Who claimed it: nobody else may dispatch or end it."""
 
@@ -153,6 +168,8 @@ class Ending:
     timings: dict[str, Any] = field(default_factory=dict)
     attempts: int | None = None
     artifact: NewArtifact | None = None
+    shape: str | None = None
+    """What the result looks like (`registry.shapes`), without what it says."""
 
 
 _SUBMIT: Final = """
@@ -161,28 +178,37 @@ _SUBMIT: Final = """
             id text, run_id text, tenant_id text, actor text, tool text, server_name text,
             server_version_id bigint, tool_version_id bigint, delivery text,
             call_timeout_s double precision, arguments text, arguments_digest text,
-            deadline_s double precision, idempotency_key text, traceparent text, reply_to text)
+            deadline_s double precision, idempotency_key text, traceparent text, reply_to text,
+            priority numeric, state text, approval_s double precision, result text)
     ), inserted AS (
         INSERT INTO calls (
             id, run_id, tenant_id, actor, tool, server_name, server_version_id, tool_version_id,
             delivery, call_timeout_s, arguments, arguments_digest, idempotency_key, traceparent,
-            reply_to, deadline_at)
+            reply_to, priority, deadline_s, state, result, is_error, ended_at, deadline_at)
         SELECT w.id, w.run_id, w.tenant_id, w.actor, w.tool, w.server_name, w.server_version_id,
             w.tool_version_id, w.delivery, w.call_timeout_s, CAST(w.arguments AS json),
             w.arguments_digest, w.idempotency_key, w.traceparent, w.reply_to,
-            clock_timestamp() + make_interval(secs => w.deadline_s)
+            LEAST(GREATEST(w.priority, 0), 9), w.deadline_s, w.state, CAST(w.result AS json),
+            CASE WHEN w.result IS NOT NULL THEN false END,
+            CASE WHEN w.result IS NOT NULL THEN clock_timestamp() END,
+            clock_timestamp() + make_interval(secs => COALESCE(w.approval_s, w.deadline_s))
         FROM wanted w
         JOIN runs r ON r.id = w.run_id AND r.state = 'open' AND r.expires_at > now()
         ON CONFLICT DO NOTHING
-        RETURNING id, tenant_id, actor, run_id, tool, arguments_digest, deadline_at
+        RETURNING id, tenant_id, actor, run_id, tool, arguments_digest, deadline_at, state
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
-        SELECT tenant_id, actor, 'call.queued', run_id, id,
+        SELECT tenant_id, actor, 'call.' || state, run_id, id,
             jsonb_build_object('tool', tool, 'arguments_digest', arguments_digest)
         FROM inserted
     )
     SELECT id, deadline_at FROM inserted
     """
+
+_SUBMIT_TEXT: Final = text(_SUBMIT.replace("%(rows)s", ":rows"))
+_KNOWN_KEYS: Final = text(
+    "SELECT idempotency_key FROM calls WHERE tenant_id = :tenant AND idempotency_key = ANY(:keys)"
+)
 
 _EXISTING = text(
     """
@@ -211,8 +237,8 @@ _CLAIM: Final = """
         FROM claimed
     )
     SELECT id, fence, run_id, tenant_id, actor, tool, server_name, server_version_id,
-        tool_version_id, delivery, call_timeout_s, arguments, attempts, traceparent,
-        worker_id AS worker,
+        tool_version_id, delivery, call_timeout_s, arguments, attempts, traceparent, priority,
+        decided_by IS NOT NULL AS approved, worker_id AS worker,
         EXTRACT(EPOCH FROM deadline_at - clock_timestamp())::double precision AS remaining_s,
         EXTRACT(EPOCH FROM started_at - queued_at)::double precision AS queue_wait_s
     FROM claimed
@@ -222,10 +248,10 @@ _FINISH: Final = """
     WITH wanted AS (
         SELECT * FROM json_to_recordset(CAST(%(rows)s AS json)) AS r(
             id text, fence bigint, state text, result text, is_error boolean, error jsonb,
-            timings jsonb, attempts integer)
+            timings jsonb, attempts integer, shape text)
     ), ended AS (
         UPDATE calls c SET state = w.state, result = CAST(w.result AS json), is_error = w.is_error,
-            error = w.error, timings = w.timings,
+            error = w.error, timings = w.timings, result_shape = w.shape,
             attempts = COALESCE(w.attempts, c.attempts),
             worker_id = CASE WHEN w.state = 'queued' THEN NULL ELSE c.worker_id END,
             queued_at = CASE WHEN w.state = 'queued' THEN clock_timestamp() ELSE c.queued_at END,
@@ -275,57 +301,96 @@ _STOP = text(
 _COLUMNS: Final = """
     id, run_id, tenant_id, actor, tool, server_name, state, delivery, attempts, is_error, result,
     error, timings, idempotency_key, created_at, started_at, ended_at, deadline_at,
-    stop_requested_at, stop_reason, server_version_id, tool_version_id, worker_id
+    stop_requested_at, stop_reason, server_version_id, tool_version_id, worker_id, decided_by,
+    decided_at
 """
 _READ: Final = f"SELECT {_COLUMNS} FROM calls WHERE id = ANY(%(ids)s)"  # noqa: S608 - a constant
 
 
 async def submit(database: Database, batch: Sequence[NewCall]) -> list[Submitted | FleetError]:
-    """Insert calls in the state `queued`; return one row or one error for each, in order.
+    """Insert calls in the state they ask for; return one row or one error for each, in order.
 
     A known (tenant, idempotency key) gives the earlier call when tool and arguments agree, else
     `idempotency_mismatch`; a run that is not open gives `run_closed`, `run_cancelled` or
-    `run_expired`.
+    `run_expired`; a tenant's limits give `tenant_limited`.
     """
-    rows = to_json(
+    free = [call for call in batch if not call.limits.bound_submissions]
+    answers: dict[str, Submitted | FleetError] = {}
+    if free:
+        inserted = await database.statement(_SUBMIT, rows=_rows(free))
+        answers = {row["id"]: Submitted(row["id"], True, row["deadline_at"]) for row in inserted}
+    bound = [call for call in batch if call.limits.bound_submissions]
+    for tenant in {call.tenant_id for call in bound}:
+        mine = [call for call in bound if call.tenant_id == tenant]
+        answers |= await _submit_within_limits(database, mine)
+    refused = [call for call in batch if call.id not in answers]
+    if refused:
+        async with database.transaction() as connection:
+            answers |= await _why_not_inserted(connection, refused)
+    return [answers[call.id] for call in batch]
+
+
+async def _submit_within_limits(
+    database: Database, batch: Sequence[NewCall]
+) -> dict[str, Submitted | FleetError]:
+    """Insert as many of a tenant's calls as its limits have room for; refuse the others.
+
+    A call that is known already takes no room, and is not refused.
+    """
+    tenant, limits = batch[0].tenant_id, batch[0].limits
+    async with database.transaction() as connection:
+        room = await budgets.room(connection, tenant, limits)
+        keys = [call.idempotency_key for call in batch if call.idempotency_key]
+        known = await connection.execute(_KNOWN_KEYS, {"tenant": tenant, "keys": keys})
+        old = {row.idempotency_key for row in known}
+        new = [call for call in batch if call.idempotency_key not in old]
+        granted = new[: room.calls]
+        answers: dict[str, Submitted | FleetError] = {
+            call.id: budgets.refusal(tenant, limits, room) for call in new[room.calls :]
+        }
+        if granted:
+            inserted = await connection.execute(_SUBMIT_TEXT, {"rows": _rows(granted)})
+            for row in inserted:
+                answers[row.id] = Submitted(row.id, True, row.deadline_at)
+            await budgets.spend(connection, tenant, room, len(granted))
+    return answers
+
+
+def _rows(batch: Sequence[NewCall]) -> str:
+    return to_json(
         [
             {
-                **vars(call),
+                **{name: value for name, value in vars(call).items() if name != "limits"},
                 "delivery": call.delivery.value,
+                "state": call.state.value,
                 "arguments": to_json(call.arguments),
+                "result": None if call.result is None else to_json(call.result),
             }
             for call in batch
         ]
     )
-    answer = await database.statement(_SUBMIT, rows=rows)
-    inserted: dict[str, datetime] = {row["id"]: row["deadline_at"] for row in answer}
-    known: dict[tuple[str, str], dict[str, Any]] = {}
-    taken: set[str] = set()
-    run_states: dict[str, dict[str, Any]] = {}
-    if refused := [call for call in batch if call.id not in inserted]:
-        keys = [
-            {"tenant_id": call.tenant_id, "idempotency_key": call.idempotency_key}
-            for call in refused
-            if call.idempotency_key
-        ]
-        runs = [call.run_id for call in refused]
-        async with database.transaction() as connection:
-            ids = [call.id for call in refused]
-            existing = await connection.execute(_EXISTING, {"keys": to_json(keys), "ids": ids})
-            for row in existing.mappings():
-                known[row["tenant_id"], row["idempotency_key"]] = dict(row)
-                taken.add(row["id"])
-            states = await connection.execute(_RUN_STATES, {"ids": runs})
-            run_states = {row["id"]: dict(row) for row in states.mappings()}
-    return [
-        Submitted(call.id, True, inserted[call.id])
-        if call.id in inserted
-        else _why_not_inserted(call, known, taken, run_states)
-        for call in batch
+
+
+async def _why_not_inserted(
+    connection: AsyncConnection, refused: Sequence[NewCall]
+) -> dict[str, Submitted | FleetError]:
+    """Return the earlier call, or the error, for calls that were not inserted."""
+    keys = [
+        {"tenant_id": call.tenant_id, "idempotency_key": call.idempotency_key}
+        for call in refused
+        if call.idempotency_key
     ]
+    ids = [call.id for call in refused]
+    existing = await connection.execute(_EXISTING, {"keys": to_json(keys), "ids": ids})
+    rows = [dict(row) for row in existing.mappings()]
+    known = {(row["tenant_id"], row["idempotency_key"]): row for row in rows}
+    taken = {row["id"] for row in rows}
+    states = await connection.execute(_RUN_STATES, {"ids": [call.run_id for call in refused]})
+    run_states = {row["id"]: dict(row) for row in states.mappings()}
+    return {call.id: _earlier_or_error(call, known, taken, run_states) for call in refused}
 
 
-def _why_not_inserted(
+def _earlier_or_error(
     call: NewCall,
     known: Mapping[tuple[str, str], Mapping[str, Any]],
     taken: set[str],

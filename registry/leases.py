@@ -73,10 +73,12 @@ class Unsent:
 
     id: str
     run_id: str
+    tenant_id: str
     tool: str
     server_name: str
     traceparent: str | None
     remaining_s: float
+    priority: int
 
 
 _WORKER_LOST = FleetError(
@@ -93,6 +95,11 @@ _LATE = FleetError(
     Code.DEADLINE_EXCEEDED,
     "the call's deadline passed before a worker could run it",
     hint="give a longer timeout_s, or add workers to the server's queue",
+).as_dict()
+_UNDECIDED = FleetError(
+    Code.DEADLINE_EXCEEDED,
+    "nobody approved or denied the call in time",
+    hint="`toolfleet approvals list` shows the calls that wait",
 ).as_dict()
 _RUN_CANCELLED = FleetError(Code.STOPPED, "the run of this call was cancelled").as_dict()
 _STOPPED = FleetError(Code.STOPPED, "the call was stopped and does not run again").as_dict()
@@ -124,7 +131,7 @@ _CLOSE_DEAD = text(
                 THEN NULL ELSE clock_timestamp() END
         FROM lost l WHERE c.id = l.id
         RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state, c.error, c.server_name,
-            c.traceparent,
+            c.traceparent, c.priority,
             EXTRACT(EPOCH FROM c.deadline_at - clock_timestamp())::double precision AS remaining_s
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
@@ -140,6 +147,7 @@ _EXPIRE = text(
     """
     WITH late AS (
         SELECT c.id, r.state = 'cancelled' AS cancelled,
+            c.state = 'awaiting_approval' AS undecided,
             r.state = 'cancelled' OR c.stop_requested_at IS NOT NULL AS stopped
         FROM calls c JOIN runs r ON r.id = c.run_id
         WHERE c.state IN ('queued', 'awaiting_approval') AND (c.deadline_at <= clock_timestamp()
@@ -148,7 +156,8 @@ _EXPIRE = text(
     ), ended AS (
         UPDATE calls c SET state = CASE WHEN l.stopped THEN 'stopped' ELSE 'expired' END,
             error = CASE WHEN l.cancelled THEN CAST(:cancelled AS jsonb)
-                WHEN l.stopped THEN CAST(:stopped AS jsonb) ELSE CAST(:late AS jsonb) END,
+                WHEN l.stopped THEN CAST(:stopped AS jsonb)
+                WHEN l.undecided THEN CAST(:undecided AS jsonb) ELSE CAST(:late AS jsonb) END,
             ended_at = clock_timestamp()
         FROM late l WHERE c.id = l.id
         RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state
@@ -179,7 +188,7 @@ _TAKE_OVERDUE = text(
         ORDER BY queued_at LIMIT :limit FOR UPDATE SKIP LOCKED
     )
     UPDATE calls c SET sent_at = clock_timestamp() FROM due WHERE c.id = due.id
-    RETURNING c.id, c.run_id, c.tool, c.server_name, c.traceparent,
+    RETURNING c.id, c.run_id, c.tenant_id, c.tool, c.server_name, c.traceparent, c.priority,
         EXTRACT(EPOCH FROM c.deadline_at - clock_timestamp())::double precision AS remaining_s
     """
 )
@@ -200,7 +209,7 @@ async def close_dead(database: Database, max_attempts: int) -> tuple[list[str], 
         )
         rows = result.mappings().all()
     ended = [row["id"] for row in rows if row["state"] != "queued"]
-    return ended, [_unsent(row) for row in rows if row["state"] == "queued"]
+    return ended, [unsent(row) for row in rows if row["state"] == "queued"]
 
 
 async def expire(database: Database) -> list[str]:
@@ -213,6 +222,7 @@ async def expire(database: Database) -> list[str]:
             _EXPIRE,
             {
                 "late": to_json(_LATE),
+                "undecided": to_json(_UNDECIDED),
                 "cancelled": to_json(_RUN_CANCELLED),
                 "stopped": to_json(_STOPPED),
             },
@@ -233,15 +243,18 @@ async def take_overdue(database: Database, server: str, age: timedelta, limit: i
         result = await connection.execute(
             _TAKE_OVERDUE, {"server": server, "age": age, "limit": limit}
         )
-        return [_unsent(row) for row in result.mappings()]
+        return [unsent(row) for row in result.mappings()]
 
 
-def _unsent(row: RowMapping) -> Unsent:
+def unsent(row: RowMapping) -> Unsent:
+    """Return what a message needs of a call's row, which has `remaining_s` beside its columns."""
     return Unsent(
         row["id"],
         row["run_id"],
+        row["tenant_id"],
         row["tool"],
         row["server_name"],
         row["traceparent"],
         row["remaining_s"],
+        row["priority"],
     )

@@ -36,6 +36,25 @@ async def unfinished_calls(database: Database) -> dict[str, int]:
         return {row.state: row.calls for row in result}
 
 
+async def queue_ages(database: Database) -> dict[str, float]:
+    """Return for how many seconds the oldest queued call of each server has waited."""
+    rows = await database.statement(
+        "SELECT server_name, EXTRACT(EPOCH FROM clock_timestamp() - min(queued_at))"
+        "::double precision AS age_s FROM calls WHERE state = 'queued' GROUP BY server_name"
+    )
+    return {row["server_name"]: row["age_s"] for row in rows}
+
+
+async def database_facts(database: Database) -> dict[str, Any]:
+    """Return Postgres' time (seconds since 1970), its version and the schema's revision."""
+    (row,) = await database.statement(
+        "SELECT EXTRACT(EPOCH FROM clock_timestamp())::double precision AS time_s,"
+        " current_setting('server_version') AS version,"
+        " (SELECT max(version_num) FROM alembic_version) AS revision"
+    )
+    return row
+
+
 async def worker_counts(database: Database) -> dict[str, int]:
     """Return how many workers with a lease that holds each served server has."""
     async with database.transaction() as connection:

@@ -12,56 +12,69 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from difflib import get_close_matches
-from typing import Any, Final
+from enum import StrEnum
+from typing import Final
 
 import jwt
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from registry import audit
 from registry.calls import run_not_open
 from registry.database import Database, to_json
-from registry.definitions import ServerDefinition
+from registry.discovery import CALL_TOOL, DEFAULT_LIMIT, FIND_TOOLS, best_fitting
 from registry.errors import Code, FleetError
-from registry.policy import may_use
+from registry.offer import Offers
+from registry.policies import get_tenant
+from registry.snapshots import Shelf, Snapshot
 from registry.tenants import ensure_tenant
-from registry.tools import (
-    SnapshotTool,
-    ToolVersion,
-    refuse_collisions,
-    snapshot_digest,
-    snapshot_tools,
-)
+from registry.tools import SnapshotTool
 
 _AUDIENCE: Final = "toolfleet.run"
 
 
+class Exposure(StrEnum):
+    """What a model is shown of a run's tools."""
+
+    ALL = "all"
+    SEARCH = "search"
+    """Two tools, to find the others and to call them (`registry.discovery`)."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run and the tools it sees, by model-facing name."""
+    """A run and the snapshot of tools that it sees."""
 
     id: str
     tenant: str
     actor: str
     state: str
-    snapshot: str
+    manifest: Snapshot
+    exposure: Exposure
     created_at: datetime
     expires_at: datetime
     ended_at: datetime | None
     expired: bool
-    tools: dict[str, SnapshotTool]
+
+    @property
+    def snapshot(self) -> str:
+        """Return the digest of its snapshot."""
+        return self.manifest.digest
+
+    @property
+    def tools(self) -> dict[str, SnapshotTool]:
+        """Return its tools by model-facing name."""
+        return self.manifest.tools
+
+    @property
+    def shown(self) -> bytes:
+        """Return the JSON list of what a model is shown, as MCP writes tools."""
+        if self.exposure is Exposure.SEARCH:
+            return to_json([FIND_TOOLS, CALL_TOOL]).encode()
+        return self.manifest.shown
 
     def find(self, tool: str) -> SnapshotTool:
         """Return a tool of the run's snapshot; raise `unknown_tool` naming the nearest ones."""
-        found = self.tools.get(tool)
-        if found is None:
-            near = get_close_matches(tool, self.tools, n=3)
-            raise FleetError(
-                Code.UNKNOWN_TOOL,
-                f"run {self.id} has no tool named {tool!r}",
-                hint=f"did you mean {', '.join(near)}?" if near else "GET the run to see its tools",
-            )
-        return found
+        return self.manifest.find(tool, self.id)
 
 
 async def start_run(
@@ -71,82 +84,86 @@ async def start_run(
     actor: str,
     lifetime: timedelta,
     servers: Sequence[str] | None = None,
+    intent: str | None = None,
+    limit: int | None = None,
+    exposure: Exposure = Exposure.ALL,
+    offers: Offers | None = None,
+    shelf: Shelf | None = None,
 ) -> Run:
     """Start a run for a tenant, pinned to the tools it may use now (of ``servers`` only, if given).
 
-    Raises `unknown_server` for a name that is not registered, `policy_denied` for one the tenant
-    may not use, `name_collision` if two tools would have one name.
+    With an ``intent`` it sees the ``limit`` tools (`DEFAULT_LIMIT`) that fit it best. Raises
+    `unknown_server` for a name that is not registered, `policy_denied` for one the tenant may not
+    use, `name_collision` if two tools would have one name.
     """
+    offers, shelf = offers or Offers(database), shelf or Shelf(database)
     await ensure_tenant(database, tenant)
+    manifest = await offers.snapshot(await get_tenant(database, tenant), servers)
+    if intent is not None:
+        async with database.transaction() as connection:
+            names = await best_fitting(connection, manifest, intent, limit or DEFAULT_LIMIT)
+        manifest = manifest.only(names)
+    run_id = str(uuid.uuid4())
     async with database.transaction() as connection:
-        entries = await _visible_tools(connection, tenant, servers)
-        refuse_collisions(entries)
-        snapshot = snapshot_digest(entries)
-        await connection.execute(
-            text(
-                "INSERT INTO snapshots (digest, tools) VALUES (:digest, CAST(:tools AS jsonb))"
-                " ON CONFLICT DO NOTHING"
-            ),
-            {"digest": snapshot, "tools": to_json([entry.as_dict() for entry in entries])},
-        )
-        run_id = str(uuid.uuid4())
+        await shelf.put(connection, manifest)
         result = await connection.execute(
             text(
-                "INSERT INTO runs (id, tenant_id, snapshot_digest, actor, expires_at)"
-                " VALUES (:id, :tenant, :snapshot, :actor,"
+                "INSERT INTO runs (id, tenant_id, snapshot_digest, actor, exposure, expires_at)"
+                " VALUES (:id, :tenant, :snapshot, :actor, :exposure,"
                 " clock_timestamp() + CAST(:lifetime AS interval))"
                 " RETURNING created_at, expires_at"
             ),
             {
                 "id": run_id,
                 "tenant": tenant,
-                "snapshot": snapshot,
+                "snapshot": manifest.digest,
                 "actor": actor,
+                "exposure": exposure.value,
                 "lifetime": lifetime,
             },
         )
         row = result.one()
-        await _log(connection, tenant, actor, "run.started", run_id, {"snapshot": snapshot})
+        details = {"snapshot": manifest.digest} | ({"intent": intent[:500]} if intent else {})
+        await audit.record(connection, actor, "run.started", details, tenant=tenant, run=run_id)
+    shelf.stored(manifest)
     return Run(
         run_id,
         tenant,
         actor,
         "open",
-        snapshot,
+        manifest,
+        exposure,
         row.created_at,
         row.expires_at,
         None,
         False,
-        {entry.name: entry for entry in entries},
     )
 
 
-async def get_run(database: Database, run_id: str, *, tenant: str | None = None) -> Run:
+async def get_run(
+    database: Database, run_id: str, *, tenant: str | None = None, shelf: Shelf | None = None
+) -> Run:
     """Return a run; raise `unknown_run`, also when it is another tenant's."""
-    async with database.transaction() as connection:
-        result = await connection.execute(
-            text(
-                "SELECT r.*, r.expires_at <= now() AS expired, s.tools"
-                " FROM runs r JOIN snapshots s ON s.digest = r.snapshot_digest"
-                " WHERE r.id = :id AND (CAST(:tenant AS text) IS NULL OR r.tenant_id = :tenant)"
-            ),
-            {"id": run_id, "tenant": tenant},
-        )
-        row = result.mappings().first()
-    if row is None:
+    rows = await database.statement(
+        "SELECT *, expires_at <= now() AS expired FROM runs WHERE id = %(id)s"
+        " AND (%(tenant)s::text IS NULL OR tenant_id = %(tenant)s)",
+        id=run_id,
+        tenant=tenant,
+    )
+    if not rows:
         raise FleetError(Code.UNKNOWN_RUN, f"there is no run {run_id}", hint="start a run first")
-    entries = [SnapshotTool.from_dict(entry) for entry in row["tools"]]
+    row = rows[0]
     return Run(
         row["id"],
         row["tenant_id"],
         row["actor"],
         row["state"],
-        row["snapshot_digest"],
+        await (shelf or Shelf(database)).get(row["snapshot_digest"]),
+        Exposure(row["exposure"]),
         row["created_at"],
         row["expires_at"],
         row["ended_at"],
         row["expired"],
-        {entry.name: entry for entry in entries},
     )
 
 
@@ -175,7 +192,9 @@ async def end_run(
                 text("UPDATE runs SET state = :state, ended_at = clock_timestamp() WHERE id = :id"),
                 {"state": state, "id": run_id},
             )
-            await _log(connection, run.tenant_id, actor, f"run.{state}", run_id, {})
+            await audit.record(
+                connection, actor, f"run.{state}", {}, tenant=run.tenant_id, run=run_id
+            )
         unfinished = await connection.execute(
             text(
                 "SELECT id FROM calls WHERE run_id = :id"
@@ -231,73 +250,3 @@ def read_run_token(token: str, key: str) -> tuple[str, str]:
             hint="use the token that POST /v1/runs returned",
         ) from error
     return claims["sub"], claims["tenant"]
-
-
-async def _visible_tools(
-    connection: AsyncConnection, tenant: str, wanted: Sequence[str] | None
-) -> list[SnapshotTool]:
-    result = await connection.execute(
-        text(
-            "SELECT v.id, v.definition, (SELECT l.tool_version_ids FROM listings l"
-            "  WHERE l.server_version_id = v.id ORDER BY l.id DESC LIMIT 1) AS tool_version_ids"
-            " FROM servers s JOIN server_versions v ON v.id = s.current_version_id"
-            " WHERE s.removed_at IS NULL ORDER BY s.name"
-        )
-    )
-    versions = [
-        (row.id, ServerDefinition.model_validate(row.definition), row.tool_version_ids or [])
-        for row in result
-    ]
-    if wanted is not None:
-        _refuse_servers(tenant, wanted, [definition for _, definition, _ in versions])
-    chosen = [
-        version
-        for version in versions
-        if may_use(tenant, version[1]) and (wanted is None or version[1].name in wanted)
-    ]
-    ids = [tool for _, _, tools in chosen for tool in tools]
-    rows = await connection.execute(
-        text("SELECT id, name, digest, definition FROM tool_versions WHERE id = ANY(:ids)"),
-        {"ids": ids},
-    )
-    tools: dict[int, ToolVersion] = {
-        row.id: ToolVersion(row.name, row.digest, row.definition) for row in rows
-    }
-    entries: list[SnapshotTool] = []
-    for version_id, definition, tool_ids in chosen:
-        entries += snapshot_tools(definition, version_id, [(id_, tools[id_]) for id_ in tool_ids])
-    return sorted(entries, key=lambda entry: entry.name)
-
-
-def _refuse_servers(
-    tenant: str, wanted: Sequence[str], definitions: Sequence[ServerDefinition]
-) -> None:
-    by_name = {definition.name: definition for definition in definitions}
-    for name in wanted:
-        if name not in by_name:
-            raise FleetError(Code.UNKNOWN_SERVER, f"there is no server named {name!r}")
-        if not may_use(tenant, by_name[name]):
-            raise FleetError(Code.POLICY_DENIED, f"tenant {tenant!r} may not use server {name!r}")
-
-
-async def _log(
-    connection: AsyncConnection,
-    tenant: str,
-    actor: str,
-    event: str,
-    run_id: str,
-    details: dict[str, Any],
-) -> None:
-    await connection.execute(
-        text(
-            "INSERT INTO audit (tenant_id, actor, event, run_id, details)"
-            " VALUES (:tenant, :actor, :event, :run, CAST(:details AS jsonb))"
-        ),
-        {
-            "tenant": tenant,
-            "actor": actor,
-            "event": event,
-            "run": run_id,
-            "details": to_json(details),
-        },
-    )

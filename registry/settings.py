@@ -36,6 +36,8 @@ class Settings(BaseSettings):
     default_deadline: timedelta = timedelta(seconds=120)
     """From submit to end, when the caller gives no ``timeout_s``."""
     max_deadline: timedelta = timedelta(hours=24)
+    approval_lifetime: timedelta = timedelta(days=7)
+    """How long a call waits for its approval; its own deadline begins when it has it."""
     run_lifetime: timedelta = timedelta(hours=24)
     max_wait: timedelta = timedelta(seconds=60)
     """Longest ``Prefer: wait`` / ``?wait=`` an API process honours."""

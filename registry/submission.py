@@ -7,20 +7,28 @@ exists, and each refusal is a typed error.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Container
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from sqlalchemy import text
 
 from registry import calls
-from registry.calls import NewCall, Submitted
+from registry.calls import CallState, NewCall, Submitted
 from registry.database import Database, to_json
-from registry.definitions import digest
+from registry.definitions import Delivery, digest
+from registry.discovery import CALL_TOOL, FIND_TOOLS, find
 from registry.errors import Code, FleetError
-from registry.policy import refuse_unapproved
-from registry.runs import Run, get_run, run_is_open
+from registry.policies import Policies
+from registry.policy import TenantPolicy
+from registry.runs import Exposure, Run, get_run, run_is_open
 from registry.schemas import check_arguments
 from registry.settings import Settings
+from registry.snapshots import Shelf
+from registry.tiers import Access
+
+OWN_SERVER: Final = "toolfleet"
+"""What the record names as the server of a call that the fleet answered itself."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +46,69 @@ class Wish:
     """The id the call is to have; a random one by default."""
 
 
-def prepare(run: Run, wish: Wish, settings: Settings) -> NewCall:
+async def make_call(
+    database: Database,
+    run: Run,
+    wish: Wish,
+    settings: Settings,
+    policy: TenantPolicy,
+    blocked: Container[tuple[int, str]] = (),
+) -> NewCall:
+    """Return the call a wish becomes; raise what is wrong with it (see `prepare`).
+
+    A run that shows its model `find_tools` has that answered here: the call ends as it begins.
+    """
+    if run.exposure is not Exposure.SEARCH or wish.tool != FIND_TOOLS["name"]:
+        return prepare(run, wish, settings, policy, blocked)
+    run_is_open(run)
+    check_arguments(wish.tool, FIND_TOOLS["inputSchema"], wish.arguments)
+    async with database.transaction() as connection:
+        result = await find(connection, run.manifest, wish.arguments)
+    return NewCall(
+        id=wish.call_id or str(uuid.uuid4()),
+        run_id=run.id,
+        tenant_id=run.tenant,
+        actor=wish.actor,
+        tool=wish.tool,
+        server_name=OWN_SERVER,
+        server_version_id=0,
+        tool_version_id=0,
+        delivery=Delivery.READ,
+        call_timeout_s=0,
+        arguments=wish.arguments,
+        arguments_digest=_digest(wish.tool, wish.arguments),
+        deadline_s=_deadline_s(wish, settings),
+        idempotency_key=_key(wish),
+        traceparent=wish.traceparent,
+        reply_to=wish.reply_to,
+        state=CallState.SUCCEEDED,
+        result=result,
+        limits=policy.limits,
+        priority=policy.tier.priority,
+    )
+
+
+def prepare(
+    run: Run,
+    wish: Wish,
+    settings: Settings,
+    policy: TenantPolicy,
+    blocked: Container[tuple[int, str]] = (),
+) -> NewCall:
     """Return the call a wish becomes; raise what is wrong with it.
 
-    `run_closed`, `run_cancelled`, `run_expired`, `unknown_tool`, `policy_denied`,
+    ``blocked`` holds (server version id, tool) of what may not be called now. Raises `run_closed`,
+    `run_cancelled`, `run_expired`, `unknown_tool`, `policy_denied`, `tool_held`,
     `invalid_request`, `request_too_large`, `invalid_arguments`.
     """
     run_is_open(run)
-    if "\0" in (wish.idempotency_key or ""):
-        raise FleetError(Code.INVALID_REQUEST, "the idempotency key contains a NUL character")
+    wish = _unwrapped(run, wish)
     tool = run.find(wish.tool)
-    refuse_unapproved(tool.name, approval=tool.approval)
+    access = policy.tool_access(tool.server, tool.upstream_name, tool.delivery)
+    if access is Access.DENY:
+        raise policy.denied(tool.server, tool.upstream_name, tool.delivery)
+    if (tool.server_version_id, tool.upstream_name) in blocked:
+        raise tool_held(tool.server, tool.upstream_name)
     arguments_digest = _digest(tool.name, wish.arguments)  # refuses what is no JSON
     size = len(to_json(wish.arguments))
     if size > settings.max_arguments_bytes:
@@ -59,6 +119,7 @@ def prepare(run: Run, wish: Wish, settings: Settings) -> NewCall:
             hint="pass large data by reference",
         )
     check_arguments(tool.name, tool.input_schema, wish.arguments)
+    awaits = tool.approval or access is Access.APPROVE
     return NewCall(
         id=wish.call_id or str(uuid.uuid4()),
         run_id=run.id,
@@ -73,10 +134,39 @@ def prepare(run: Run, wish: Wish, settings: Settings) -> NewCall:
         arguments=wish.arguments,
         arguments_digest=arguments_digest,
         deadline_s=_deadline_s(wish, settings),
-        idempotency_key=wish.idempotency_key,
+        idempotency_key=_key(wish),
         traceparent=wish.traceparent,
         reply_to=wish.reply_to,
+        state=CallState.AWAITING_APPROVAL if awaits else CallState.QUEUED,
+        approval_s=settings.approval_lifetime.total_seconds() if awaits else None,
+        limits=policy.limits,
+        priority=policy.tier.priority,
     )
+
+
+def tool_held(server: str, tool: str) -> FleetError:
+    """Return the error for a tool whose definition changed and was not accepted yet."""
+    return FleetError(
+        Code.TOOL_HELD,
+        f"tool {tool!r} of server {server!r} is not what this run was shown: the server changed it",
+        hint=f"an operator has to decide: `toolfleet servers changes {server}`",
+        details={"server": server, "tool": tool},
+    )
+
+
+def _unwrapped(run: Run, wish: Wish) -> Wish:
+    """Return the wish that a call of `call_tool` stands for."""
+    if run.exposure is not Exposure.SEARCH or wish.tool != CALL_TOOL["name"]:
+        return wish
+    check_arguments(wish.tool, CALL_TOOL["inputSchema"], wish.arguments)
+    wanted, arguments = wish.arguments["name"], wish.arguments.get("arguments", {})
+    return replace(wish, tool=wanted, arguments=arguments)
+
+
+def _key(wish: Wish) -> str | None:
+    if "\0" in (wish.idempotency_key or ""):
+        raise FleetError(Code.INVALID_REQUEST, "the idempotency key contains a NUL character")
+    return wish.idempotency_key
 
 
 def message_of(call: NewCall, call_id: str) -> dict[str, Any]:
@@ -84,10 +174,12 @@ def message_of(call: NewCall, call_id: str) -> dict[str, Any]:
     return {
         "id": call_id,
         "run_id": call.run_id,
+        "tenant_id": call.tenant_id,
         "tool": call.tool,
         "server_name": call.server_name,
         "traceparent": call.traceparent,
         "remaining_s": call.deadline_s,
+        "priority": call.priority,
     }
 
 
@@ -97,15 +189,18 @@ async def submit_one(
     *,
     run_id: str,
     tenant: str,
+    policies: Policies,
+    shelf: Shelf,
     **wish: Any,
-) -> tuple[Submitted, dict[str, Any]]:
-    """Check and commit one call; return its row and its message."""
-    run = await get_run(database, run_id, tenant=tenant)
-    call = prepare(run, Wish(**wish), settings)
+) -> tuple[Submitted, dict[str, Any] | None]:
+    """Check and commit one call; return its row and its message, if one is to be sent now."""
+    run = await get_run(database, run_id, tenant=tenant, shelf=shelf)
+    policy = await policies.of(run.tenant)
+    call = await make_call(database, run, Wish(**wish), settings, policy)
     (answer,) = await calls.submit(database, [call])
     if isinstance(answer, FleetError):
         raise answer
-    return answer, message_of(call, answer.id)
+    return answer, message_of(call, answer.id) if call.state is CallState.QUEUED else None
 
 
 async def unreplied(database: Database, limit: int = 200) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ def tool_version(listed: Mapping[str, Any]) -> ToolVersion:
         raise FleetError(Code.PROTOCOL_ERROR, "the server lists a tool without a name")
     try:
         named = digest(_exact(definition))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FleetError(
             Code.PROTOCOL_ERROR, f"the definition of tool {name!r} is not valid JSON: {error}"
         ) from error
@@ -90,11 +90,12 @@ def delivery_of(definition: ServerDefinition, tool: ToolVersion) -> Delivery:
     """Return a tool's delivery class: the operator's word, else trusted annotations, else `write`.
 
     Annotations are untrusted by the MCP specification unless the operator vouches for the server.
+    Those of an API's tools are ours: they say what its HTTP methods promise.
     """
     rule = definition.tools.get(tool.name)
     if rule is not None and rule.delivery is not None:
         return rule.delivery
-    if definition.annotations == "trusted":
+    if definition.annotations == "trusted" or definition.transport == "openapi":
         hints = tool.definition.get("annotations") or {}
         if hints.get("readOnlyHint") is True:
             return Delivery.READ

@@ -14,9 +14,11 @@ from registry import calls, catalog, ingest, leases, runs, submission
 from registry.calls import CallState, Claim, Ending, NewCall, Submitted
 from registry.database import Database
 from registry.definitions import ServerDefinition, parse_definition
+from registry.policy import TenantPolicy
 from registry.runs import Run
 from registry.settings import Settings
 from registry.submission import Wish
+from registry.tiers import TenantDefinition, TierDefinition
 
 HOUR = timedelta(hours=1)
 WORKER = "worker-of-the-test"
@@ -65,7 +67,8 @@ class Ledger:
     def new(self, tool: str = "look", *, run: Run | None = None, **wish: Any) -> NewCall:
         """Return a call that passed the checks and is no row yet."""
         wanted = Wish(**{"tool": f"demo_{tool}", "arguments": {}, "actor": "agent", **wish})
-        return submission.prepare(run or self.run, wanted, self.settings)
+        policy = TenantPolicy(TenantDefinition(name="acme"), TierDefinition(name="default"), 1)
+        return submission.prepare(run or self.run, wanted, self.settings, policy)
 
     async def submit(self, tool: str = "look", **wish: Any) -> str:
         """Return the id of a queued call."""

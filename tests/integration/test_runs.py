@@ -10,7 +10,9 @@ from registry import calls, catalog, ingest, runs, submission
 from registry.calls import Submitted
 from registry.database import Database
 from registry.errors import Code, FleetError
+from registry.policies import Policies
 from registry.settings import Settings
+from registry.snapshots import Shelf
 from tests.ledger import Ledger, definition, listed, register, start
 from tests.requirements import requirement
 
@@ -231,6 +233,7 @@ async def test_a_raw_clients_call_is_replied_to_once_it_has_ended(database: Data
     submitted, message = await submission.submit_one(
         database, ledger.settings, run_id=ledger.run.id, tenant="acme", tool="demo_look",
         arguments={}, actor="celery:acme", reply_to="task-id",
+        policies=Policies(database), shelf=Shelf(database),
     )  # fmt: skip
     assert isinstance(submitted, Submitted)
     assert "arguments" not in message
