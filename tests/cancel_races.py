@@ -17,6 +17,7 @@ from registry import calls, submission
 from registry.calls import Submitted
 from registry.database import Database
 from registry.definitions import parse_definition
+from registry.policies import get_tenant
 from registry.runs import Run
 from registry.settings import Settings
 from registry.submission import Wish
@@ -84,7 +85,8 @@ async def _batch(
 ) -> None:
     tokens = [uuid.uuid4().hex for _ in range(count)]
     wishes = [Wish(tool="demo_say", arguments={"text": token}, actor="race") for token in tokens]
-    new = [submission.prepare(run, wish, settings) for wish in wishes]
+    policy = await get_tenant(database, run.tenant)
+    new = [submission.prepare(run, wish, settings, policy) for wish in wishes]
     ids = [one.id for one in await calls.submit(database, new) if isinstance(one, Submitted)]
     places = asyncio.Semaphore(SIDE_BY_SIDE)
     stopped: set[str] = set()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -31,6 +31,12 @@ class Figures:
             "toolfleet_calls",
             "Calls ended by workers, by state",
             ("server", "state"),
+            registry=self._registry,
+        )
+        self._changes = Counter(
+            "toolfleet_listing_changes",
+            "Changes found in what a server lists, by kind and by what became of them",
+            ("server", "change", "reaction"),
             registry=self._registry,
         )
         self.queue_wait = self._histogram("queue_wait_seconds", "From queued to claimed", WAITS_S)
@@ -69,6 +75,12 @@ class Figures:
             ("server", "version", "reason"),
             registry=self._registry,
         )
+        self._listening = Gauge(
+            "toolfleet_listening",
+            "Sessions in which a change of the server's tools would be heard",
+            ("server", "version"),
+            registry=self._registry,
+        )
         self._breaker = Gauge(
             "toolfleet_breaker_state",
             "Breaker of a server version: 0 closed, 1 half-open, 2 open",
@@ -83,6 +95,11 @@ class Figures:
             "children_open_fds", "Open file descriptors of the processes below it"
         )
 
+    def changed(self, changes: Iterable[Mapping[str, Any]]) -> None:
+        """Count what changed in a listing."""
+        for change in changes:
+            self._changes.labels(self._server, change["change"], change["reaction"]).inc()
+
     def count(self, census: Census) -> None:
         """Take over what a census found."""
         self._processes.set(census.processes)
@@ -94,7 +111,7 @@ class Figures:
         """Read the pools and breakers of this process; forget those of versions that are gone."""
         for gauge in (
             self._sessions, self._waiting, self._pool_size, self._pool_events, self._closed,
-            self._breaker,
+            self._breaker, self._listening,
         ):  # fmt: skip
             gauge.clear()
         for version in served:
@@ -105,6 +122,7 @@ class Figures:
                     self._sessions.labels(*labels, state.value).set(getattr(stats, state.value))
             self._waiting.labels(*labels).set(stats.waiting)
             self._pool_size.labels(*labels).set(stats.max_size)
+            self._listening.labels(*labels).set(version.listening.ears)
             for event in POOL_EVENTS:
                 self._pool_events.labels(*labels, event).set(getattr(stats, f"{event}_total"))
             for reason, count in stats.closed_total.items():

@@ -20,9 +20,9 @@ from typing import Any, Final, TypeVar
 from registry.artifacts import NewArtifact, link
 from registry.calls import CallState, Claim, Ending
 from registry.errors import Code, FleetError
-from registry.policy import refuse_tenant, refuse_unapproved
 from registry.redaction import redact, redact_text
 from registry.schemas import check_result
+from registry.shapes import shape_of
 from workers.aio_pool import DRAIN, TIME_LIMIT, USER, Job
 from workers.large import LargeResult
 from workers.outcome import ANSWERED, STOPPED, Rerun, consequence, next_state
@@ -74,6 +74,7 @@ class Answer:
     result: dict[str, Any] | str
     is_error: bool
     artifact: NewArtifact | None = None
+    shape: str = "large"
 
 
 async def invoke(worker: WorkerRuntime, call_id: str, job: Job) -> CallState | None:
@@ -124,6 +125,7 @@ async def _run(worker: WorkerRuntime, attempt: Attempt) -> Ending:
                 result=answer.result,
                 is_error=answer.is_error,
                 artifact=answer.artifact,
+                shape=answer.shape,
                 timings=attempt.timings,
                 attempts=_attempts(attempt),
             )
@@ -134,10 +136,11 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
     claim = attempt.claim
     attempt.dispatched = False
     served = await worker.served(claim.server_version_id)
-    refuse_tenant(claim.tenant_id, served.definition)
     tool = await worker.tool(claim.tool_version_id)
-    rule = served.definition.tools.get(tool.name)
-    refuse_unapproved(claim.tool, approval=rule is not None and rule.approval)
+    policy = await worker.policies.of(claim.tenant_id)
+    policy.refuse_call(served.definition, tool.name, claim.delivery, approved=claim.approved)
+    await worker.settled(served, attempt.remaining_s)
+    worker.refuse_held(served, tool.name)
     permit = await served.breaker.allow()
     verdict = STOPPED.verdict
     try:
@@ -149,10 +152,11 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
             result = await _call(worker, served, attempt, tool.name)  # nothing was dispatched yet
         verdict = ANSWERED.verdict
         worker.figures.result_bytes.observe(result.size_bytes)
+        _refuse_too_large(claim, result, policy.limits.result_bytes)
         if result.large is not None:
             return await _read_large(worker, attempt, result.large, tool.output_schema)
         check_result(claim.tool, tool.output_schema, result.body)
-        return Answer(redact(result.body), result.is_error)
+        return Answer(redact(result.body), result.is_error, shape=shape_of(result.body))
     except FleetError as error:
         verdict = consequence(error).verdict
         raise
@@ -177,6 +181,16 @@ async def _read_large(
         preview=clean.preview,
     )
     return Answer(instead, clean.is_error, artifact)
+
+
+def _refuse_too_large(claim: Claim, result: ToolResult, limit: int | None) -> None:
+    if limit is not None and result.size_bytes > limit:
+        raise FleetError(
+            Code.RESULT_TOO_LARGE,
+            f"the result of {claim.tool} is {result.size_bytes} bytes; tenant {claim.tenant_id!r} "
+            f"may have {limit}",
+            hint="ask for less, or ask an operator for another tier; the call itself did run",
+        )
 
 
 async def _call(

@@ -71,6 +71,8 @@ TABLE: Final[dict[Code, Consequence]] = {
     Code.PROTOCOL_ERROR: Consequence(_BAD, False, Rerun.NEVER, Effect.UNKNOWN),
     # A gateway's 502 or 504 may stand in front of a server that did the work.
     Code.UPSTREAM_FAILED: Consequence(_BAD, False, Rerun.NEVER, Effect.UNKNOWN),
+    # The session is with a program of ours, which found no way to the API behind it.
+    Code.UPSTREAM_UNREACHABLE: Consequence(_BAD, True, Rerun.NEVER, Effect.NONE),
     Code.SERVER_UNAVAILABLE: Consequence(_BAD, False, Rerun.NEVER, Effect.NONE),
     # Ours: says nothing about the server, and nothing was dispatched.
     Code.POOL_TIMEOUT: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
@@ -79,6 +81,7 @@ TABLE: Final[dict[Code, Consequence]] = {
     Code.CREDENTIAL_MISSING: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.CREDENTIAL_ROTATED: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
     Code.BREAKER_OPEN: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
+    Code.TOOL_HELD: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.POLICY_DENIED: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.FORBIDDEN: Consequence(_MUTE, False, Rerun.NEVER, Effect.NONE),
     Code.UNAUTHENTICATED: Consequence(_MUTE, False, Rerun.NEVER, Effect.NONE),

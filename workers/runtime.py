@@ -3,7 +3,7 @@
 Invariants:
  1. A worker whose lease has lapsed claims nothing and dispatches nothing: the steward may have
     given its calls away. A call is dispatched and ended under the lease that claimed it, or not.
- 2. The current version's pool is warm before the first message is taken.
+ 2. The pools of the versions that new runs see are warm before the first message is taken.
  3. Draining: no new borrow, what waits goes back to the queue, what runs may finish.
 """
 
@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any, Final
 
 from registry import artifacts, calls, catalog, leases
@@ -25,8 +26,11 @@ from registry.calls import CallState, Claim, Ending
 from registry.credentials import FileProvider
 from registry.database import Database, GroupCommit
 from registry.errors import Code, FleetError
+from registry.holds import blocked_tools
 from registry.ingest import ToolRow, get_tool, mark_stale
+from registry.policies import Policies
 from registry.settings import Settings
+from registry.submission import tool_held
 from workers import breaker_redis
 from workers.aio_pool import USER, Job
 from workers.background import Background
@@ -37,11 +41,13 @@ from workers.client import FleetClient, Message
 from workers.figures import Figures
 from workers.keyring import Keyring
 from workers.large import LargeReader
+from workers.listening import Listening
 from workers.pool import SessionKey, SessionPool
 from workers.reaper import reap
 from workers.refresh import refresh
 from workers.session import Session
 from workers.versions import ServedVersion, Versions
+from workers.watching import SHORTEST_S, ListingWatch
 
 __all__ = ["LEASE_LOST", "ServedVersion", "WorkerRuntime"]
 
@@ -52,6 +58,7 @@ FINISH_PAUSE_S: Final = 0.5
 LAPSED_PAUSE_S: Final = 1.0  # in which a worker with a lease may take the next message
 WATCH_EVERY_S: Final = 1.0
 CENSUS_EVERY_S: Final = 5.0
+SETTLE_S: Final = 3.0
 TOOLS_KEPT: Final = 1_000
 LEASE_LOST: Final = "lease_lost"
 
@@ -73,7 +80,12 @@ class WorkerRuntime:
         )
         self._versions = Versions(self._serve)
         self._credentials = FileProvider(settings.credentials_file)
-        self._warm: tuple[ServedVersion, SessionKey] | None = None
+        self.policies = Policies(self.database)
+        self._warm: dict[int, tuple[ServedVersion, SessionKey]] = {}
+        self._followed: frozenset[int] = frozenset()
+        self._blocked: dict[int, frozenset[str]] = {}
+        self._hearing: dict[int, asyncio.Event] = {}
+        self._refreshing = asyncio.Lock()
         self._tools: dict[int, ToolRow] = {}  # the latest used last
         self._running: dict[Job, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -170,6 +182,21 @@ class WorkerRuntime:
     async def served(self, version_id: int) -> ServedVersion:
         """Return a server version ready to be called; its pool is made at the first use."""
         return await self._versions.get(version_id)
+
+    async def settled(self, served: ServedVersion, within_s: float) -> None:
+        """Return once a version that has just said that its tools changed was listed again.
+
+        A call of a tool that is about to be held must not slip through before. It waits for
+        `SETTLE_S` at most, and not at all for a server that says so again and again.
+        """
+        if (hearing := self._hearing.get(served.id)) is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(hearing.wait(), min(within_s, SETTLE_S))
+
+    def refuse_held(self, served: ServedVersion, tool: str) -> None:
+        """Raise `tool_held` for a tool that the server changed and nobody accepted yet."""
+        if tool in self._blocked.get(served.id, ()):
+            raise tool_held(served.definition.name, tool)
 
     async def tool(self, tool_version_id: int) -> ToolRow:
         """Return an immutable tool version; those used last are kept."""
@@ -305,43 +332,73 @@ class WorkerRuntime:
                 max_result_bytes=self.settings.max_result_bytes,
                 large=self.large,
             )
-            session.on_listing_changed = self._on_listing_changed
             keyring.opened(session, key)
             return session
 
+        # A run may be pinned to a version that is followed no more: what is held of it counts too.
+        self._blocked |= await blocked_tools(self.database, [version_id])
+        watch = ListingWatch(partial(self._on_listing_changed, version_id))
+        listening = Listening(watch, keyring, open_session)
         breaker = Breaker(definition.name, str(version_id), definition.breaker, self._breakers)
-        pool = SessionPool(definition.name, definition.pool, open_session)
-        return ServedVersion(version_id, definition, pool, breaker, keyring)
+        pool = SessionPool(definition.name, definition.pool, listening.open)
+        return ServedVersion(version_id, definition, pool, breaker, keyring, listening)
 
-    def _on_listing_changed(self) -> None:
-        """Have the watch list the tools again (``notifications/tools/list_changed``)."""
-        self._background.start(self._mark_stale())
+    def _on_listing_changed(self, version_id: int) -> None:
+        """Have a version's tools listed again: at once, or when the watch next comes round."""
+        if version_id not in self._hearing:
+            self._hearing[version_id] = asyncio.Event()
+            self._background.start(self._heard(version_id))
 
-    async def _mark_stale(self) -> None:
-        with suppress(FleetError):  # Postgres away: the next scheduled refresh finds the change
-            await mark_stale(self.database, self.server)
+    async def _heard(self, version_id: int) -> None:
+        try:
+            with suppress(FleetError):  # Postgres away: this worker lists them all the same
+                await mark_stale(self.database, self.server, version_id=version_id)
+            if version_id in self._followed:
+                served = await self.served(version_id)
+                if served.watch.pause_s <= SHORTEST_S:
+                    await asyncio.sleep(served.watch.due_in_s)
+                    await self._refresh_if_due(served, stale=True, failed=False)
+        finally:
+            self._hearing.pop(version_id).set()
 
     async def _follow(self) -> None:
-        """Warm the current version, let old ones go; list tools when they may have changed."""
-        current = await catalog.get_server(self.database, self.server)
-        await self._versions.let_go(but=current.id)
-        served = await self.served(current.id)
-        await self._keep_warm(served)
-        if current.stale:
-            await refresh(self.database, served)
+        """Warm the versions that new runs see, let old ones go, list what may have changed."""
+        followed = await catalog.followed(self.database, self.server)
+        self._followed = frozenset(version.id for version in followed)
+        await self._versions.let_go(but=self._followed)
+        current = [(version, await self.served(version.id)) for version in followed]
+        self._versions.listen(only=self._followed)
+        await self._keep_warm([served for _, served in current])
+        for version, served in current:
+            failed = version.refresh_error is not None
+            await self._refresh_if_due(served, stale=version.stale, failed=failed)
+        await self._read_blocked()
 
-    async def _keep_warm(self, served: ServedVersion) -> None:
-        """Keep the current version's sessions warm, where there are any to share, and no others."""
-        key = await served.keyring.warm_key()
-        if self._warm is not None:
-            previous, warm_key = self._warm
+    async def _refresh_if_due(self, served: ServedVersion, *, stale: bool, failed: bool) -> None:
+        async with self._refreshing:
+            if served.watch.due(stale=stale, failed=failed):
+                self.figures.changed(await refresh(self.database, served))
+                await self._read_blocked()
+
+    async def _read_blocked(self) -> None:
+        """Learn which tools may not be called, of every version that calls may still come for."""
+        ids = [served.id for served in self._versions.ready()]
+        self._blocked = await blocked_tools(self.database, ids)
+
+    async def _keep_warm(self, wanted: Sequence[ServedVersion]) -> None:
+        """Keep these versions' sessions warm, where there are any to share, and no others."""
+        keys = {served.id: await served.keyring.warm_key() for served in wanted}
+        for id_, (served, warm_key) in list(self._warm.items()):
             # A provider that cannot be asked just now has taken nothing away.
-            if key == warm_key or (key is None and previous is served):
-                return
-            previous.pool.cool(warm_key)
-        self._warm = None if key is None else (served, key)
-        if key is not None:
-            await served.pool.start(key)
+            unknown = id_ in keys and keys[id_] is None
+            if keys.get(id_) != warm_key and not unknown:
+                del self._warm[id_]
+                served.pool.cool(warm_key)
+        for served in wanted:
+            key = keys[served.id]
+            if key is not None and served.id not in self._warm:
+                self._warm[served.id] = (served, key)
+                await served.pool.start(key)
 
     # -- watches ----------------------------------------------------------------------------
 
@@ -400,7 +457,7 @@ class WorkerRuntime:
         for served in self._versions.ready():
             for key in await served.keyring.changed():
                 with suppress(FleetError):  # a call with a newer one was quicker
-                    served.pool.rotate(key)
+                    served.rotate(key)
 
     async def _count_processes(self) -> None:
         """Count processes, zombies and open files; retire the sessions that have outgrown."""
@@ -443,5 +500,12 @@ def _without_result(claim: Claim, ending: Ending, error: Exception) -> Ending:
 
 def _message(claim: Claim) -> Message:
     return Message(
-        claim.id, claim.run_id, claim.tool, claim.server_name, claim.traceparent, claim.remaining_s
+        id=claim.id,
+        run_id=claim.run_id,
+        tenant_id=claim.tenant_id,
+        tool=claim.tool,
+        server_name=claim.server_name,
+        traceparent=claim.traceparent,
+        remaining_s=claim.remaining_s,
+        priority=claim.priority,
     )

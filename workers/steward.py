@@ -20,16 +20,20 @@ from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from registry import artifacts, calls, leases, submission
+from registry import artifacts, calls, judgement, leases, rollouts, submission
 from registry.calls import CallState, Submitted
 from registry.database import Database
 from registry.errors import Code, FleetError
 from registry.ingest import schedule_refresh
+from registry.policies import Policies
 from registry.runs import read_run_token
 from registry.settings import Settings
+from registry.snapshots import Shelf
+from registry.verdict import Decision
 from workers.background import Background
 from workers.celery_app import app
 from workers.client import FleetClient, Message
+from workers.signals import STEWARD
 
 logger = logging.getLogger("toolfleet.steward")
 
@@ -37,6 +41,7 @@ SWEEP_EVERY_S: Final = 0.5
 REPLY_EVERY_S: Final = 0.25
 REPLY_PATIENCE: Final = timedelta(minutes=5)
 SCHEDULE_EVERY_S: Final = 5.0
+JUDGE_EVERY_S: Final = 5.0
 TIDY_EVERY_S: Final = 300.0
 UNKEPT_AGE: Final = timedelta(hours=1)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -72,6 +77,8 @@ class StewardRuntime:
         self.settings = settings
         self.database = Database(settings.database_url, pool_size=3, application="steward")
         self.client = FleetClient(settings.redis_url)
+        self._policies = Policies(self.database)
+        self._shelf = Shelf(self.database)
         self._askers: dict[str, _Askers] = {}
         self._background = Background()
 
@@ -85,6 +92,8 @@ class StewardRuntime:
             (self.reply, REPLY_EVERY_S),
             (self.reply_again, REPLY_EVERY_S),
             (self.schedule, SCHEDULE_EVERY_S),
+            (self.say_alive, SCHEDULE_EVERY_S),
+            (self.judge_canaries, JUDGE_EVERY_S),
             (self.tidy, TIDY_EVERY_S),
         ):
             self._background.start(self._every(every_s, sweep))
@@ -171,6 +180,17 @@ class StewardRuntime:
         """Mark the servers whose tools were not listed for a while: their workers list them."""
         await schedule_refresh(self.database, self.settings.refresh_every)
 
+    async def say_alive(self) -> None:
+        """Leave a sign of life: nothing else shows that no steward runs."""
+        await self.client.signals.alive(STEWARD)
+
+    async def judge_canaries(self) -> None:
+        """Judge each canary by its calls so far; promote or roll back where that was asked for."""
+        for rollout in await rollouts.active_rollouts(self.database):
+            verdict = await judgement.judge_rollout(self.database, rollout)
+            if verdict is not Decision.WAIT:
+                logger.warning("rollout of %s: %s", rollout.server, verdict.value)
+
     async def tidy(self) -> None:
         """Remove large results that were stored by attempts which did not end their calls."""
         await artifacts.sweep(self.database, UNKEPT_AGE)
@@ -197,6 +217,8 @@ class StewardRuntime:
             self.settings,
             run_id=run_id,
             tenant=tenant,
+            policies=self._policies,
+            shelf=self._shelf,
             actor=f"celery:{tenant}",
             tool=tool,
             arguments=arguments,
@@ -206,7 +228,8 @@ class StewardRuntime:
             call_id=task_id if _UUID.fullmatch(task_id) else None,
         )
         if submitted.created:
-            await self.client.send(Message(**message))
+            if message is not None:
+                await self.client.send(Message(**message))
         else:
             self._reply_too(submitted, task_id)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,8 +20,11 @@ from registry.definitions import Delivery, ServerDefinition
 from workers.breaker import Breaker
 from workers.census import Census, outgrown
 from workers.keyring import Keyring
+from workers.lending import SessionKey
+from workers.listening import Listening
 from workers.pool import SessionPool
 from workers.session import Session
+from workers.watching import ListingWatch
 
 logger = logging.getLogger("toolfleet.worker")
 
@@ -32,13 +35,19 @@ CLOSE_LIMIT_S: Final = 20.0
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """One server version in this process: its definition, warm sessions and breaker."""
+    """One server version in this process: its definition, warm sessions, breaker and ears."""
 
     id: int
     definition: ServerDefinition
     pool: SessionPool[Session]
     breaker: Breaker
     keyring: Keyring
+    listening: Listening
+
+    @property
+    def watch(self) -> ListingWatch:
+        """Return what is known of whether its tools may have changed."""
+        return self.listening.watch
 
     @property
     def name(self) -> str:
@@ -57,6 +66,11 @@ class ServedVersion:
         if limits.max_rss_mb or limits.max_open_fds:
             self.pool.retire(lambda it: outgrown(census.trees.get(it.pid or 0), limits))
 
+    def rotate(self, key: SessionKey) -> None:
+        """Go over to a newer credential; raise `credential_rotated` when it is not the newest."""
+        self.listening.rotate(key)
+        self.pool.rotate(key)
+
     def arguments(self, claim: Claim, tool: str) -> dict[str, Any]:
         """Return the arguments to send; a `keyed` tool gets the call id as its idempotency key."""
         rule = self.definition.tools.get(tool)
@@ -67,7 +81,7 @@ class ServedVersion:
     async def close(self) -> None:
         """End its sessions and send what its breaker has counted."""
         try:
-            await self.pool.close()
+            await asyncio.gather(self.listening.close(), self.pool.close())
         finally:
             await self.breaker.close()
 
@@ -104,11 +118,19 @@ class Versions:
         """Return the versions that have been made."""
         return list(self._ready.values())
 
-    async def let_go(self, *, but: int) -> None:
-        """Close the versions nobody has asked for in a while that hold no session, ``but`` one."""
+    def listen(self, *, only: Container[int]) -> None:
+        """Hear of changes of the tools of these versions, and keep no session for the others'."""
+        for served in self.ready():
+            if served.id in only:
+                served.listening.start()
+            else:
+                served.listening.stop()
+
+    async def let_go(self, *, but: Container[int]) -> None:
+        """Close the versions nobody has asked for in a while that hold no session, ``but`` some."""
         for served in self.ready():
             unused = self._clock() - self._asked_at[served.id] > UNUSED_S
-            if unused and served.idle and served.id != but:
+            if unused and served.idle and served.id not in but:
                 del self._ready[served.id], self._asked_at[served.id]
                 await served.close()
 

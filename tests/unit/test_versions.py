@@ -17,8 +17,10 @@ from workers.breaker import Breaker, MemoryStore
 from workers.figures import Figures
 from workers.keyring import Keyring
 from workers.lending import PoolState
+from workers.listening import Listening
 from workers.pool import SessionKey, SessionPool
 from workers.versions import UNUSED_S, ServedVersion, Versions
+from workers.watching import ListingWatch
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +52,9 @@ class Maker:
         server.pool = SessionPool[FakeSession]("crm", config, server.open)
         breaker = Breaker("crm", str(version_id), what.breaker, MemoryStore())
         pool = cast("SessionPool[Any]", server.pool)
-        return ServedVersion(version_id, what, pool, breaker, cast("Keyring", None))
+        keyring = cast("Keyring", None)
+        listening = Listening(ListingWatch(lambda: None), keyring, cast("Any", server.open))
+        return ServedVersion(version_id, what, pool, breaker, keyring, listening)
 
 
 async def use(served: ServedVersion) -> None:
@@ -128,7 +132,7 @@ async def test_a_version_is_let_go_when_it_is_old_and_unused_and_holds_nothing()
     await use(busy)
     clock.now_s += UNUSED_S + 1
     await versions.get(recent.id)
-    await versions.let_go(but=current.id)
+    await versions.let_go(but={current.id})
     assert versions.ready() == [busy, recent, current]
     assert unused.pool.stats().state == PoolState.CLOSED.value
     await versions.close()
@@ -140,7 +144,7 @@ async def test_a_run_pinned_to_a_version_that_was_let_go_has_it_made_anew() -> N
     versions = Versions(maker.make, clock=clock)
     await versions.get(1)
     clock.now_s += UNUSED_S + 1
-    await versions.let_go(but=2)
+    await versions.let_go(but={2})
     await use(await versions.get(1))
     assert maker.made == [1, 1]
     await versions.close()
