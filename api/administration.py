@@ -3,52 +3,87 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from api.auth import actor_of, operators_only
 from api.operations import label
 from api.rest import PROBLEMS, operations_of
 from api.wire import CreateKey, StrictRoute, answer, applied, preferred_wait
-from registry import catalog, ingest, tenants
+from registry import catalog, holds, ingest, rollouts, tenants
 from registry.catalog import ServerVersion
 from registry.definitions import parse_definition
 from registry.errors import Code, FleetError
-from registry.policy import may_use
+from registry.openapi import MAX_DOCUMENT_BYTES
+from registry.rollouts import RolloutPlan, RolloutState
 from registry.tenants import Actor, Role
 
 LOOK_EVERY_S: Final = 0.1
+# A document may be escaped in JSON, so its text may be longer than what is measured.
+_MAX_DEFINITION_BYTES: Final = MAX_DOCUMENT_BYTES * 2
 _OPERATORS: Final = [Depends(operators_only)]
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=PROBLEMS)
 
 
-@router.post("/servers", tags=["servers"], status_code=201, dependencies=_OPERATORS)
-async def add_server(request: Request, body: dict[str, Any]) -> Response:
-    """Register a server by its definition; its worker starts and lists its tools."""
+@router.post(
+    "/servers",
+    tags=["servers"],
+    status_code=201,
+    dependencies=_OPERATORS,
+    max_body_size=_MAX_DEFINITION_BYTES,
+)
+async def add_server(request: Request, body: dict[str, Any], *, dry_run: bool = False) -> Response:
+    """Register a server by its definition; its worker starts and lists its tools.
+
+    With ``dry_run`` it is only found out whether that would succeed.
+    """
     database = operations_of(request).database
-    definition = parse_definition(body)
-    await catalog.add_server(database, definition, actor=label(actor_of(request)))
+    definition = await asyncio.to_thread(parse_definition, body)  # an API's document takes a while
+    await catalog.add_server(database, definition, actor=label(actor_of(request)), dry_run=dry_run)
+    if dry_run:
+        return answer({"name": definition.name, "version": definition.version, "added": False})
     server = await catalog.get_server(database, definition.name)
     return answer(server.as_dict(), 201, {"location": f"/v1/servers/{definition.name}"})
 
 
-@router.post("/servers/{name}/versions", tags=["servers"], status_code=201, dependencies=_OPERATORS)
-async def add_version(request: Request, name: str, body: dict[str, Any]) -> Response:
-    """Add a version to a server and make it current; runs keep the version they started with."""
+@router.post(
+    "/servers/{name}/versions",
+    tags=["servers"],
+    status_code=201,
+    dependencies=_OPERATORS,
+    max_body_size=_MAX_DEFINITION_BYTES,
+)
+async def add_version(
+    request: Request,
+    name: str,
+    body: dict[str, Any],
+    percent: Annotated[
+        float, Query(ge=0, le=100, description="Of a hundred tenants, how many see it")
+    ] = 100,
+) -> Response:
+    """Add a version to a server; runs keep the version they started with.
+
+    It becomes the current one, or with a smaller ``percent`` the canary of a rollout.
+    """
     database = operations_of(request).database
-    definition = parse_definition({"name": name, **body})
+    definition = await asyncio.to_thread(parse_definition, {"name": name, **body})
     if definition.name != name:
         raise FleetError(
             Code.INVALID_DEFINITION,
             f"the definition names server {definition.name!r}, the address {name!r}",
             hint="a server keeps its name; add another server instead",
         )
-    await catalog.add_version(database, definition, actor=label(actor_of(request)))
-    return answer((await catalog.get_server(database, name)).as_dict(), 201)
+    actor = label(actor_of(request))
+    await catalog.add_version(database, definition, actor=actor, serve=percent == 100)
+    if percent < 100:
+        plan = RolloutPlan(version=definition.version, percent=percent)
+        await rollouts.put_rollout(database, name, plan, actor=actor)
+    return answer(await _whole(request, await catalog.get_server(database, name)), 201)
 
 
 @router.get("/servers", tags=["servers"])
@@ -56,19 +91,23 @@ async def list_servers(request: Request) -> Response:
     """Show the servers that the caller may use, by name."""
     servers = await catalog.list_servers(operations_of(request).database)
     actor = actor_of(request)
-    return answer({"servers": [_shown(actor, it) for it in servers if _may_see(actor, it)]})
+    may_see = await _seen_by(request)
+    return answer({"servers": [_shown(actor, it) for it in servers if may_see(it)]})
 
 
 @router.get("/servers/{name}", tags=["servers"])
 async def get_server(request: Request, name: str) -> Response:
-    """Show a server; its definition is for operators."""
-    return answer(_shown(actor_of(request), await _visible(request, name)))
+    """Show a server; its definition, versions and rollout are for operators."""
+    server = await visible_server(request, name)
+    if actor_of(request).tenant is not None:
+        return answer(_shown(actor_of(request), server))
+    return answer(await _whole(request, server))
 
 
 @router.delete("/servers/{name}", tags=["servers"], status_code=204, dependencies=_OPERATORS)
 async def remove_server(request: Request, name: str) -> Response:
     """Take a server out of the fleet; its calls stay in the record."""
-    server = await _visible(request, name)
+    server = await visible_server(request, name)
     await catalog.remove_server(
         operations_of(request).database, server.definition.name, actor=label(actor_of(request))
     )
@@ -82,19 +121,11 @@ async def refresh_server(request: Request, name: str) -> Response:
     A server that cannot list them in that time answers with what kept it from it.
     """
     operations = operations_of(request)
-    before = await _visible(request, name)
+    before = await visible_server(request, name)
     await ingest.mark_stale(operations.database, before.definition.name)
     wait_s = preferred_wait(request.headers, operations.settings.max_wait)
     server = await _fresh(request, name, wait_s or 0)
     return answer(server.as_dict(), 202 if server.stale else 200, applied(wait_s))
-
-
-@router.get("/servers/{name}/changes", tags=["servers"])
-async def list_changes(request: Request, name: str) -> Response:
-    """Show what changed in a server's tools, newest first."""
-    server = await _visible(request, name)
-    changes = await ingest.list_changes(operations_of(request).database, server.definition.name)
-    return answer({"changes": changes})
 
 
 @router.post("/keys", tags=["keys"], status_code=201, dependencies=_OPERATORS)
@@ -133,14 +164,28 @@ async def revoke_key(request: Request, key_id: str) -> Response:
     return Response(status_code=204)
 
 
-async def _visible(request: Request, name: str) -> ServerVersion:
+async def visible_server(request: Request, name: str) -> ServerVersion:
     """Return a server that the caller may know of; raise `unknown_server`."""
     if "\0" in name:
         raise catalog.unknown_server(name)
     server = await catalog.get_server(operations_of(request).database, name)
-    if not _may_see(actor_of(request), server):
+    if not (await _seen_by(request))(server):
         raise catalog.unknown_server(name)
     return server
+
+
+async def _whole(request: Request, server: ServerVersion) -> dict[str, Any]:
+    """Return a server with its versions, its rollout and the changes that are held."""
+    database, name = operations_of(request).database, server.definition.name
+    running = await rollouts.list_rollouts(database, name, limit=1)
+    active = [it.as_dict() for it in running if it.state is RolloutState.ACTIVE]
+    held = await holds.list_holds(database, name)
+    return {
+        **server.as_dict(),
+        "versions": await catalog.list_versions(database, name),
+        "rollout": active[0] if active else None,
+        "held": [{"id": it.id, "tool": it.tool, "change": it.kind} for it in held],
+    }
 
 
 async def _fresh(request: Request, name: str, wait_s: float) -> ServerVersion:
@@ -156,8 +201,13 @@ async def _fresh(request: Request, name: str, wait_s: float) -> ServerVersion:
         await asyncio.sleep(LOOK_EVERY_S)
 
 
-def _may_see(actor: Actor, server: ServerVersion) -> bool:
-    return actor.tenant is None or may_use(actor.tenant, server.definition)
+async def _seen_by(request: Request) -> Callable[[ServerVersion], bool]:
+    """Return which servers the caller may know of."""
+    tenant = actor_of(request).tenant
+    if tenant is None:
+        return lambda _: True
+    policy = await operations_of(request).policies.of(tenant)
+    return lambda server: policy.may_use(server.definition)
 
 
 def _shown(actor: Actor, server: ServerVersion) -> dict[str, Any]:

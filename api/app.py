@@ -10,7 +10,7 @@ from typing import Any, Final
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from api import administration, errors, health, metrics, rest
+from api import administration, checkup, errors, health, metrics, rest, rollouts, tenancy
 from api.auth import Gate, Keyring
 from api.metrics import Measure
 from api.operations import Operations
@@ -85,6 +85,6 @@ def create_app(
     app.add_middleware(Gate, keyring=keyring)
     errors.install(app)
     app.add_middleware(Measure, figures=figures)
-    for part in (rest, administration, health, metrics):
+    for part in (rest, administration, rollouts, tenancy, checkup, health, metrics):
         app.include_router(part.router)
     return app

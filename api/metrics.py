@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.auth import operators_only
 from api.operations import Operations
 from api.rest import operations_of
-from registry import overview
+from registry import holds, overview
 from registry.errors import FleetError
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -115,6 +115,11 @@ async def _fleet_figures(operations: Operations) -> list[Metric]:
         "toolfleet_calls_unfinished", "Calls in the record that have not ended", labels=["state"]
     )
     workers = GaugeMetricFamily("toolfleet_workers", "Workers whose lease holds", labels=["server"])
+    held = GaugeMetricFamily(
+        "toolfleet_held_changes",
+        "Changes of tools that wait for an operator",
+        labels=["server", "change"],
+    )
     parts = {"database": 0.0, "broker": 0.0}
     try:
         unfinished = await overview.unfinished_calls(operations.database)
@@ -123,6 +128,8 @@ async def _fleet_figures(operations: Operations) -> list[Metric]:
         living = await overview.worker_counts(operations.database)
         for server, count in living.items():
             workers.add_metric([server], count)
+        for (server, kind), count in (await holds.counts(operations.database)).items():
+            held.add_metric([server, kind], count)
         parts["database"] = 1.0
         for server, length in (await operations.client.queue_lengths(list(living))).items():
             queues.add_metric([server], length)
@@ -132,7 +139,7 @@ async def _fleet_figures(operations: Operations) -> list[Metric]:
         pass  # the figure `up` says it
     for part, value in parts.items():
         up.add_metric([part], value)
-    return [up, queues, calls, workers]
+    return [up, queues, calls, workers, held]
 
 
 class _Families(Collector):

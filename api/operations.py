@@ -11,21 +11,27 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Container, Coroutine, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from api.waiting import Row, WaitingRoom
-from registry import calls, runs, submission
+from registry import approvals, calls, runs, submission
 from registry.calls import CallState, NewCall, StopAnswer, Submitted
 from registry.database import Database, GroupCommit
+from registry.discovery import best_fitting
 from registry.errors import Code, FleetError
-from registry.runs import Run
+from registry.offer import Offers
+from registry.policies import Policies
+from registry.runs import Exposure, Run
 from registry.settings import Settings
+from registry.snapshots import Shelf, differences, shown
 from registry.submission import Wish
 from registry.tenants import Actor
 from workers.client import FleetClient, Message
 
 RUN_KEPT_S: Final = 5.0
+OFFER_EVERY_S: Final = 1.0
 MOST_RUNS: Final = 512
 MOST_UNTOLD: Final = 10_000
 TELL_GRACE_S: Final = 2.0
@@ -50,6 +56,10 @@ class Operations:
         self.database = database
         self.client = client
         self.room = room
+        self.offers = Offers(database)
+        self.policies = Policies(database, clock=clock)
+        self._shelf = Shelf(database)
+        self._offer_asked_at = float("-inf")
         self._clock = clock
         self._runs: dict[str, tuple[float, Run]] = {}
         self._submissions: GroupCommit[NewCall, Submitted | FleetError] = GroupCommit(
@@ -67,7 +77,14 @@ class Operations:
     # -- runs -------------------------------------------------------------------------------
 
     async def start_run(
-        self, actor: Actor, *, tenant: str | None, servers: Sequence[str] | None
+        self,
+        actor: Actor,
+        *,
+        tenant: str | None,
+        servers: Sequence[str] | None,
+        intent: str | None = None,
+        limit: int | None = None,
+        exposure: Exposure = Exposure.ALL,
     ) -> Run:
         """Start a run; raise `forbidden` when a tenant's key names another tenant."""
         if actor.tenant is not None and tenant not in (None, actor.tenant):
@@ -82,11 +99,24 @@ class Operations:
             actor=label(actor),
             lifetime=self.settings.run_lifetime,
             servers=servers,
+            intent=intent,
+            limit=limit,
+            exposure=exposure,
+            offers=self.offers,
+            shelf=self._shelf,
         )
 
     async def get_run(self, actor: Actor, run_id: str) -> Run:
         """Return a run as the record has it; raise `unknown_run`."""
-        return await runs.get_run(self.database, _run_id(run_id), tenant=actor.tenant)
+        return await runs.get_run(
+            self.database, _run_id(run_id), tenant=actor.tenant, shelf=self._shelf
+        )
+
+    async def find_tools(self, run: Run, query: str, limit: int) -> list[dict[str, Any]]:
+        """Return the tools of a run that fit a task best, as its model is shown them."""
+        async with self.database.transaction() as connection:
+            names = await best_fitting(connection, run.manifest, query, limit)
+        return [shown(run.tools[name]) for name in names]
 
     async def end_run(self, actor: Actor, run_id: str, *, cancel: bool) -> dict[StopAnswer, int]:
         """Close a run, or cancel it with its unfinished calls; return how those took it."""
@@ -104,6 +134,10 @@ class Operations:
             self._tell(self.client.revoke_run(run_id))
         return Counter(answers.values())
 
+    async def compare_snapshots(self, before: str, after: str) -> list[dict[str, Any]]:
+        """Return how the tools of two snapshots differ; raise `not_found`."""
+        return differences(await self._shelf.get(before), await self._shelf.get(after))
+
     # -- calls ------------------------------------------------------------------------------
 
     async def submit(self, actor: Actor, run_id: str, wish: Wish, *, wait_s: float = 0) -> Row:
@@ -113,15 +147,18 @@ class Operations:
         `registry.calls.submit` raise; once the call is committed nothing is raised any more.
         """
         run = await self._open_run(actor, run_id)
-        call = submission.prepare(run, wish, self.settings)
+        policy = await self.policies.of(run.tenant)
+        call = await submission.make_call(
+            self.database, run, wish, self.settings, policy, self._blocked()
+        )
         with self.room.expect(call.id) as hint:
             submitted = await self._commit(call)
-            if submitted.created:
+            if submitted.created and call.state is CallState.QUEUED:
                 self._tell(self._send(call))
             try:
                 if not submitted.created:
                     row = await self.room.wait(submitted.id, wait_s)
-                elif wait_s > 0:
+                elif wait_s > 0 and not call.state.final:
                     row = await self.room.wait_for(call.id, hint, wait_s)
                 else:
                     row = await self.room.read(call.id)
@@ -154,13 +191,43 @@ class Operations:
             self._tell(self.client.revoke([call_id]))
         return answers[call_id], await self.get_call(actor, call_id)
 
+    # -- approvals --------------------------------------------------------------------------
+
+    async def decide(self, actor: Actor, call_id: str, *, approve: bool, reason: str | None) -> Row:
+        """Approve or deny a call that waits; return its row.
+
+        Raises `unknown_call`, `already_decided`.
+        """
+        if not _ID.fullmatch(call_id):
+            raise _unknown_call(call_id)
+        decided = await approvals.decide(
+            self.database, call_id, approve=approve, actor=label(actor), reason=reason
+        )
+        if decided.unsent is not None:
+            self._tell(self._send_message(Message(**vars(decided.unsent))))
+        else:
+            self._tell(self.client.signals.ended([call_id]))
+        return await self.get_call(actor, call_id)
+
     # -- inside -----------------------------------------------------------------------------
+
+    def _blocked(self) -> Container[tuple[int, str]]:
+        """Return what may not be called, as of a second ago: the worker asks again."""
+        now = self._clock()
+        if now - self._offer_asked_at >= OFFER_EVERY_S:
+            self._offer_asked_at = now
+            self._tell(self._look_at_offer())
+        return self.offers.latest.blocked if self.offers.latest is not None else ()
+
+    async def _look_at_offer(self) -> None:
+        with suppress(FleetError):
+            await self.offers.current()
 
     async def _open_run(self, actor: Actor, run_id: str) -> Run:
         """Return a run that was open a moment ago: the insert itself asks whether it still is."""
         kept_until, run = self._runs.get(run_id, (0.0, None))
         if run is None or kept_until <= self._clock():
-            run = await runs.get_run(self.database, _run_id(run_id))
+            run = await runs.get_run(self.database, _run_id(run_id), shelf=self._shelf)
             if len(self._runs) >= MOST_RUNS:
                 self._runs.clear()
             if run.state == "open" and not run.expired:
@@ -193,7 +260,10 @@ class Operations:
         return await calls.submit(self.database, batch)
 
     async def _send(self, call: NewCall) -> None:
-        await self.client.send(Message(**submission.message_of(call, call.id)))
+        await self._send_message(Message(**submission.message_of(call, call.id)))
+
+    async def _send_message(self, message: Message) -> None:
+        await self.client.send(message)
 
     def _tell_stopped(self, answers: dict[str, StopAnswer]) -> None:
         stopped = [
@@ -248,7 +318,8 @@ def _as_committed(call: NewCall, submitted: Submitted) -> Row:
         "tenant_id": call.tenant_id,
         "tool": call.tool,
         "server_name": call.server_name,
-        "state": CallState.QUEUED.value,
+        "state": call.state.value,
+        "result": call.result,
         "delivery": call.delivery.value,
         "attempts": 0,
         "deadline_at": submitted.deadline_at,

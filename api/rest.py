@@ -21,11 +21,12 @@ from api.wire import (
     call_body,
     idempotency_key,
     preferred_wait,
-    run_body,
+    run_answer,
     traceparent,
 )
 from registry import artifacts, overview
-from registry.runs import sign_run_token
+from registry.discovery import LARGEST_LIMIT, LONGEST_INTENT
+from registry.runs import Exposure, sign_run_token
 from registry.submission import Wish
 
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
@@ -143,15 +144,36 @@ async def list_calls(request: Request, run_id: str) -> Response:
 async def start_run(request: Request, body: StartRun) -> Response:
     """Start a run, pinned to the tools that its tenant may use now."""
     operations = operations_of(request)
-    run = await operations.start_run(actor_of(request), tenant=body.tenant, servers=body.servers)
+    run = await operations.start_run(
+        actor_of(request),
+        tenant=body.tenant,
+        servers=body.servers,
+        intent=body.intent,
+        limit=body.limit,
+        exposure=Exposure(body.exposure),
+    )
     token = sign_run_token(run, operations.settings.secret_key.get_secret_value())
-    return answer({**run_body(run), "run_token": token}, 201, {"location": f"/v1/runs/{run.id}"})
+    location = {"location": f"/v1/runs/{run.id}"}
+    return await run_answer(run, 201, location, run_token=token)
 
 
 @router.get("/runs/{run_id}", tags=["runs"])
 async def get_run(request: Request, run_id: str) -> Response:
     """Show a run and its tools."""
-    return answer(run_body(await operations_of(request).get_run(actor_of(request), run_id)))
+    return await run_answer(await operations_of(request).get_run(actor_of(request), run_id))
+
+
+@router.get("/runs/{run_id}/tools", tags=["runs"])
+async def find_tools(
+    request: Request,
+    run_id: str,
+    query: Annotated[str, Query(min_length=1, max_length=LONGEST_INTENT)],
+    limit: Annotated[int, Query(ge=1, le=LARGEST_LIMIT)] = 10,
+) -> Response:
+    """Show the tools of a run that fit a task best, the best first."""
+    operations = operations_of(request)
+    run = await operations.get_run(actor_of(request), run_id)
+    return answer({"tools": await operations.find_tools(run, query, limit)})
 
 
 @router.post("/runs/{run_id}/cancel", tags=["runs"])
@@ -171,4 +193,4 @@ async def _end_run(request: Request, run_id: str, *, cancel: bool) -> Response:
     stopped = await operations.end_run(actor, run_id, cancel=cancel)
     run = await operations.get_run(actor, run_id)
     calls = {answer_.value: count for answer_, count in stopped.items()}
-    return answer({**run_body(run), "calls": calls})
+    return await run_answer(run, calls=calls)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
@@ -16,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from registry.calls import CallState
+from registry.discovery import LARGEST_LIMIT, LONGEST_INTENT
 from registry.errors import Code, FleetError
 from registry.runs import Run
 
@@ -35,10 +37,17 @@ class _Body(BaseModel):
 
 
 class StartRun(_Body):
-    """A run to start: the tenant (an operator may name any) and the servers it may see (all)."""
+    """A run to start: the tenant (an operator may name any) and what it may see (all).
+
+    An ``intent`` leaves it the ``limit`` tools that fit best; exposure ``search`` shows its model
+    two tools, to find the others and to call them.
+    """
 
     tenant: Label | None = None
     servers: list[str] | None = None
+    intent: str | None = Field(default=None, min_length=1, max_length=LONGEST_INTENT)
+    limit: int | None = Field(default=None, ge=1, le=LARGEST_LIMIT)
+    exposure: Literal["all", "search"] = "all"
 
 
 class SubmitCall(_Body):
@@ -57,6 +66,12 @@ class CreateKey(_Body):
     role: Literal["operator", "tenant"]
     tenant: Label | None = None
     lifetime_s: float | None = Field(default=None, gt=0, le=timedelta(days=3650).total_seconds())
+
+
+class Decide(_Body):
+    """A decision about a call that waits for its approval."""
+
+    reason: Annotated[str, StringConstraints(max_length=1000)] | None = None
 
 
 def encode(value: Any) -> bytes:
@@ -199,32 +214,23 @@ def call_answer(row: Mapping[str, Any], headers: Mapping[str, str] | None = None
     return answer(call_body(row), 202, {**sent, "location": f"/v1/calls/{row['id']}"})
 
 
-def run_body(run: Run) -> dict[str, Any]:
+async def run_answer(
+    run: Run, status: int = 200, headers: Mapping[str, str] | None = None, **more: Any
+) -> Response:
     """Return a run as callers see it, its tools as a model sees them."""
-    return {
-        "id": run.id,
-        "tenant": run.tenant,
-        "state": "expired" if run.state == "open" and run.expired else run.state,
-        "snapshot": run.snapshot,
-        "created_at": run.created_at,
-        "expires_at": run.expires_at,
-        "ended_at": run.ended_at,
-        "tools": tool_bodies(run),
-    }
-
-
-def tool_bodies(run: Run) -> Sequence[dict[str, Any]]:
-    """Return a run's tools as the Model Context Protocol writes them."""
-    bodies = []
-    for tool in run.tools.values():
-        body: dict[str, Any] = {
-            "name": tool.name,
-            "description": tool.description,
-            "inputSchema": tool.input_schema,
+    body = encode(
+        {
+            "id": run.id,
+            "tenant": run.tenant,
+            "state": "expired" if run.state == "open" and run.expired else run.state,
+            "snapshot": run.snapshot,
+            "exposure": run.exposure.value,
+            "created_at": run.created_at,
+            "expires_at": run.expires_at,
+            "ended_at": run.ended_at,
+            **more,
         }
-        if tool.output_schema is not None:
-            body["outputSchema"] = tool.output_schema
-        if tool.annotations is not None:
-            body["annotations"] = tool.annotations
-        bodies.append(body)
-    return bodies
+    )
+    # Thousands of tools are written once for their snapshot, not for each of its runs.
+    tools = await asyncio.to_thread(getattr, run, "shown")
+    return Response(body[:-1] + b',"tools":' + tools + b"}", status, headers, "application/json")

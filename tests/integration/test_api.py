@@ -14,7 +14,6 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,154 +21,25 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
-from pydantic import SecretStr
 from redis.asyncio import Redis
 from starlette.routing import BaseRoute
 
-from api.app import create_app
-from api.main import Server, make_server
 from compose.embedded import free_port
-from registry import calls, catalog, ingest, tenants
-from registry.calls import CallState, Ending
+from registry import calls, catalog, ingest
 from registry.database import Database
-from registry.definitions import parse_definition
-from registry.settings import Settings
-from registry.tenants import Role
 from tests.requirements import requirement
+from tests.serving import ECHO, WORKER, Api, problem_of, serving
+from tests.shop import document, shop_definition
 from tests.waiting import until
-from workers.celery_app import make_app
-from workers.client import PROGRESS_CHANNEL, FleetClient
+from workers.client import PROGRESS_CHANNEL
 from workers.signals import Signals
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
-WORKER = "worker-of-the-test"
 NOWHERE = "redis://127.0.0.1:1/0"
+JSON = {"content-type": "application/json"}
 UNKNOWN_ID = "00000000-0000-4000-8000-000000000000"
-ECHO = {
-    "name": "echo",
-    "description": "Give back a text",
-    "inputSchema": {
-        "type": "object",
-        "properties": {"text": {"type": "string"}, "at": {"type": "object"}},
-        "required": ["text"],
-        "additionalProperties": False,
-    },
-    "outputSchema": {"type": "object"},
-    "annotations": {"readOnlyHint": True},
-}
-
-
-@dataclass
-class Api:
-    """A running API, an operator's client of it, and the ledger behind it."""
-
-    server: Server
-    app: FastAPI
-    http: httpx2.AsyncClient
-    url: str
-    database: Database
-    redis: Redis
-
-    def client(self, key: str | None) -> httpx2.AsyncClient:
-        headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        return httpx2.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=20)
-
-    async def key(self, role: str = "tenant", tenant: str | None = "acme", **rest: Any) -> str:
-        _, key = await tenants.create_key(
-            self.database, name="a key", role=Role(role), tenant=tenant, **rest
-        )
-        return key
-
-    async def serve(self, name: str = "demo", *listed: dict[str, Any], **rest: Any) -> None:
-        """Register a server and list its tools, as its worker would."""
-        definition = parse_definition(
-            {"name": name, "transport": "stdio", "command": "true", **rest}
-        )
-        version = await catalog.add_server(self.database, definition, actor="test")
-        await ingest.ingest(self.database, version, definition, listed or (ECHO,))
-
-    async def run(self, tenant: str = "acme") -> dict[str, Any]:
-        answer = await self.http.post("/v1/runs", json={"tenant": tenant})
-        assert answer.status_code == 201, answer.text
-        return answer.json()
-
-    async def submit(self, run: dict[str, Any], text: str = "hi", **rest: Any) -> dict[str, Any]:
-        answer = await self.http.post(
-            f"/v1/runs/{run['id']}/calls",
-            json={"tool": "demo_echo", "arguments": {"text": text}, **rest},
-        )
-        assert answer.status_code == 202, answer.text
-        return answer.json()
-
-    async def work(self, call_id: str, *, hint: bool = True) -> dict[str, Any]:
-        """Take a worker's part: claim the call, finish it, give the hint; return the result."""
-        (claim,) = await calls.claim(self.database, WORKER, [call_id])
-        assert claim is not None
-        result = {"content": [{"type": "text", "text": claim.arguments["text"]}]}
-        ending = Ending(
-            call_id, claim.fence, CallState.SUCCEEDED, result, False, timings={"call_s": 0.001}
-        )
-        assert await calls.finish(self.database, WORKER, [ending]) == [True]
-        if hint:
-            await Signals(self.redis).ended([call_id])
-        return result
-
-    async def queued(self, run: dict[str, Any]) -> str:
-        """Return the id of the run's one call, once it is in the record."""
-
-        async def look() -> list[dict[str, Any]]:
-            answer = await self.http.get(f"/v1/runs/{run['id']}/calls")
-            return answer.json()["calls"]
-
-        (call,) = await until(look)
-        return call["id"]
-
-
-@asynccontextmanager
-async def serving(database: Database, redis_url: str, **rest: Any) -> AsyncIterator[Api]:
-    """Run the API on a free port, as its process does."""
-    settings = Settings(
-        **{
-            "database_url": database.engine.url.render_as_string(hide_password=False),
-            "redis_url": redis_url,
-            "secret_key": SecretStr("a secret of at least thirty-two bytes"),
-            "api_port": 0,
-            **rest,
-        }
-    )
-    app = create_app(settings, connect=lambda url: FleetClient(url, celery=make_app(settings)))
-    server = make_server(settings, app)
-    running = asyncio.create_task(server.serve())
-    try:
-        await until(lambda: server.started or running.done())
-        port = server.servers[0].sockets[0].getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-        _, key = await tenants.create_key(database, name="operator", role=Role.OPERATOR)
-        headers = {"authorization": f"Bearer {key}"}
-        async with (
-            httpx2.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=20) as http,
-            Redis.from_url(redis_url) as redis,
-        ):
-            yield Api(server, app, http, url, database, redis)
-    finally:
-        server.should_exit = True
-        await running
-
-
-@pytest.fixture
-async def api(database: Database, redis_url: str) -> AsyncIterator[Api]:
-    async with serving(database, redis_url) as api:
-        yield api
-
-
-def problem_of(answer: httpx2.Response) -> dict[str, Any]:
-    assert answer.headers["content-type"] == "application/problem+json"
-    body = answer.json()
-    assert body["status"] == answer.status_code
-    assert body["type"] == f"urn:toolfleet:error:{body['code']}"
-    return body
 
 
 def routes_of(app: FastAPI) -> list[tuple[str, str]]:
@@ -323,6 +193,17 @@ async def test_a_server_lives_from_registration_to_removal(api: Api) -> None:
     assert problem_of(await api.http.get("/v1/servers/demo"))["code"] == "unknown_server"
 
 
+@requirement("api:servers", "catalog:tried")
+async def test_a_registration_can_be_tried_before_it_is_made(api: Api) -> None:
+    definition = {"name": "demo", "transport": "stdio", "command": "true"}
+    tried = await api.http.post("/v1/servers", params={"dry_run": True}, json=definition)
+    assert (tried.status_code, tried.json()["added"]) == (200, False)
+    assert (await api.http.get("/v1/servers")).json() == {"servers": []}
+    assert (await api.http.post("/v1/servers", json=definition)).status_code == 201
+    again = await api.http.post("/v1/servers", params={"dry_run": True}, json=definition)
+    assert problem_of(again)["details"] == {"server": "demo", "same": True}
+
+
 @requirement("api:servers")
 async def test_a_bad_definition_names_each_wrong_field(api: Api) -> None:
     bad = {"name": "Demo!", "transport": "stdio", "pool": {"min_idle": -1}}
@@ -330,6 +211,20 @@ async def test_a_bad_definition_names_each_wrong_field(api: Api) -> None:
     assert problem["code"] == "invalid_definition"
     paths = [item["path"] for item in problem["details"]["problems"]]
     assert {"name", "pool/min_idle"} <= set(paths)
+
+
+@requirement("openapi:refusals")
+async def test_a_document_is_taken_up_to_its_limit_however_it_is_escaped(api: Api) -> None:
+    def body(title: str) -> str:
+        long = document(info={"title": title, "version": "1"})
+        return json.dumps(shop_definition(openapi={"document": long}))
+
+    taken = await api.http.post("/v1/servers", content=body("\u00e9" * 600_000), headers=JSON)
+    refused = await api.http.post("/v1/servers", content=body("e" * 2_000_000), headers=JSON)
+    assert taken.status_code == 201
+    assert len(taken.text) < 5_000
+    (problem,) = problem_of(refused)["details"]["problems"]
+    assert problem["path"] == "openapi/document"
 
 
 @requirement("api:servers")
@@ -353,7 +248,7 @@ async def test_a_refresh_is_awaited_until_the_tools_are_listed_anew(api: Api) ->
     assert (answer.status_code, answer.json()["tools"]) == (200, ["echo", "shout"])
     assert answer.headers["preference-applied"] == "wait=20"
     changes = (await api.http.get("/v1/servers/demo/changes")).json()["changes"]
-    assert changes[0]["changes"] == [{"change": "added", "tool": "shout"}]
+    assert [(it["change"], it["tool"]) for it in changes[0]["changes"]] == [("added", "shout")]
 
 
 # -- runs and calls -------------------------------------------------------------------------

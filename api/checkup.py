@@ -1,0 +1,201 @@
+"""The checkup: what is well with the fleet, what is not, and what to do about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Final, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.responses import Response
+
+from api.auth import operators_only
+from api.operations import Operations
+from api.rest import PROBLEMS, operations_of
+from api.wire import StrictRoute, answer
+from registry import catalog, holds, overview
+from registry.catalog import ServerVersion
+from registry.errors import FleetError
+
+MOST_SKEW_S: Final = 2.0
+LONGEST_QUEUED_S: Final = 60.0
+_BREAKER_OPEN: Final = 2.0
+
+State = Literal["ok", "warning", "failed"]
+
+router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=PROBLEMS)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was checked, how it is, and what to do if it is not well."""
+
+    check: str
+    state: State
+    what: str
+    advice: str = ""
+
+
+@router.get("/checkup", tags=["health"], dependencies=[Depends(operators_only)])
+async def checkup(
+    request: Request,
+    time_s: Annotated[float | None, Query(description="The caller's clock, since 1970")] = None,
+) -> Response:
+    """Check database, broker, steward, clocks, workers, queues and every server."""
+    findings = [it async for it in check(operations_of(request), callers_time_s=time_s)]
+    well = not any(finding.state == "failed" for finding in findings)
+    return answer({"well": well, "findings": [asdict(finding) for finding in findings]})
+
+
+async def check(
+    operations: Operations,
+    *,
+    callers_time_s: float | None = None,
+    clock: Callable[[], float] = time.time,  # noqa: TID251 - the one place that compares clocks
+) -> AsyncIterator[Finding]:
+    """Yield what was found, part by part; a part that is away hides those that need it."""
+    clocks = {"API": clock()} | ({"caller": callers_time_s} if callers_time_s else {})
+    try:
+        facts = await overview.database_facts(operations.database)
+    except FleetError as error:
+        yield Finding("database", "failed", error.message, error.hint)
+        return
+    clocks["Postgres"] = facts["time_s"]
+    yield Finding(
+        "database", "ok", f"PostgreSQL {facts['version']}, schema revision {facts['revision']}"
+    )
+    try:
+        broker = await operations.client.broker_facts()
+        steward = await operations.client.steward_lives()
+    except FleetError as error:
+        yield Finding("broker", "failed", error.message, error.hint)
+    else:
+        clocks["Redis"] = broker["time_s"]
+        yield _broker(broker)
+        yield _steward(alive=steward)
+    yield _clocks(clocks)
+    async for finding in _servers(operations):
+        yield finding
+
+
+def _broker(facts: dict[str, Any]) -> Finding:
+    policy = facts["maxmemory_policy"]
+    if facts["maxmemory"] and policy not in {"noeviction", "unknown"}:
+        return Finding(
+            "broker",
+            "warning",
+            f"Redis drops keys when its memory is full (maxmemory-policy {policy})",
+            "set maxmemory-policy noeviction: a dropped key may be an open breaker",
+        )
+    return Finding("broker", "ok", "Redis answers")
+
+
+def _steward(*, alive: bool) -> Finding:
+    if alive:
+        return Finding("steward", "ok", "a steward works")
+    return Finding(
+        "steward",
+        "failed",
+        "no steward has shown itself for 15 s",
+        "start `toolfleet steward`: without it lost messages and dead workers' calls are not seen",
+    )
+
+
+def _clocks(clocks: dict[str, float]) -> Finding:
+    behind, ahead = min(clocks, key=clocks.__getitem__), max(clocks, key=clocks.__getitem__)
+    skew_s = clocks[ahead] - clocks[behind]
+    if skew_s <= MOST_SKEW_S:
+        return Finding("clock", "ok", f"{', '.join(sorted(clocks))} agree within {skew_s:.1f} s")
+    return Finding(
+        "clock",
+        "warning",
+        f"the clock of {ahead} is {skew_s:.1f} s ahead of that of {behind}",
+        "run a time service (NTP) on both machines; deadlines follow Postgres' clock",
+    )
+
+
+async def _servers(operations: Operations) -> AsyncIterator[Finding]:
+    servers = await catalog.list_servers(operations.database)
+    if not servers:
+        yield Finding(
+            "servers", "warning", "no server is registered", "`toolfleet servers add FILE`"
+        )
+    workers = await overview.worker_counts(operations.database)
+    ages = await overview.queue_ages(operations.database)
+    held = await holds.counts(operations.database)
+    open_breakers = _open_breakers((await operations.client.figures()).values())
+    for server in servers:
+        name = server.definition.name
+        problems = [
+            *_worker_problems(name, workers.get(name, 0), ages.get(name, 0.0)),
+            *_listing_problems(server, sum(n for (of, _), n in held.items() if of == name)),
+        ]
+        if name in open_breakers:
+            problems.append(
+                Finding(
+                    f"server {name}",
+                    "failed",
+                    f"the breaker of {', '.join(open_breakers[name])} is open: its calls fail fast",
+                    "look at why calls fail; it is tried again by itself every 30 s",
+                )
+            )
+        for problem in problems:
+            yield problem
+        if not problems:
+            count = workers[name]
+            what = f"{len(server.tools)} tools, {count} worker{'s' if count != 1 else ''}"
+            yield Finding(f"server {name}", "ok", what)
+
+
+def _worker_problems(name: str, workers: int, oldest_s: float) -> Iterable[Finding]:
+    if not workers:
+        yield Finding(
+            f"server {name}",
+            "failed",
+            "no worker serves its queue",
+            f"start `toolfleet worker {name}`; `toolfleet up` does so by itself",
+        )
+    elif oldest_s > LONGEST_QUEUED_S:
+        yield Finding(
+            f"queue mcp.{name}",
+            "warning",
+            f"its oldest call has waited for {oldest_s:.0f} s",
+            f"add workers to the queue (`toolfleet worker {name}`), or raise pool.max_size",
+        )
+
+
+def _listing_problems(server: ServerVersion, held: int) -> Iterable[Finding]:
+    name = server.definition.name
+    if server.refresh_error is not None:
+        error = FleetError.from_dict(server.refresh_error)
+        yield Finding(f"server {name}", "failed", error.message, error.hint)
+    elif server.stale and server.refreshed_at is None:
+        yield Finding(
+            f"server {name}",
+            "warning",
+            "its tools have not been listed yet",
+            f"`toolfleet servers refresh {name}` says what keeps it",
+        )
+    if held:
+        yield Finding(
+            f"server {name}",
+            "warning",
+            f"{held} changes of its tools are held, and those tools are not offered",
+            f"`toolfleet servers changes {name}` shows them",
+        )
+
+
+def _open_breakers(expositions: Iterable[str]) -> dict[str, list[str]]:
+    """Return the versions whose breakers are open, by server, as any worker says."""
+    found: dict[str, list[str]] = {}
+    for exposition in expositions:
+        for family in text_string_to_metric_families(exposition):
+            if family.name == "toolfleet_breaker_state":
+                for sample in family.samples:
+                    version = f"{sample.labels['server']}@{sample.labels['version']}"
+                    known = found.setdefault(sample.labels["server"], [])
+                    if sample.value == _BREAKER_OPEN and version not in known:
+                        known.append(version)
+    return {server: versions for server, versions in found.items() if versions}
