@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import httpx2
@@ -20,11 +20,14 @@ REQUEST_TIMEOUT_S = 75.0
 class AskError(Exception):
     """A request that failed: the API's code, message and hint, or ours when it was not reached."""
 
-    def __init__(self, code: str, message: str, hint: str = "") -> None:
+    def __init__(
+        self, code: str, message: str, hint: str = "", details: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
+        self.details = details or {}
 
 
 class ApiClient:
@@ -62,6 +65,12 @@ class ApiClient:
                 response.read()
                 raise _problem(response)
             yield from response.iter_bytes()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._http.close()
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -110,4 +119,10 @@ def _problem(response: httpx2.Response) -> AskError:
     if not isinstance(body, dict):
         return AskError("internal", f"the API answered {response.status_code} without a problem")
     message = body.get("detail") or body.get("message") or body.get("title") or "no message"
-    return AskError(str(body.get("code", "internal")), str(message), str(body.get("hint") or ""))
+    details = body.get("details")
+    return AskError(
+        str(body.get("code", "internal")),
+        str(message),
+        str(body.get("hint") or ""),
+        details if isinstance(details, dict) else None,
+    )
