@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from compose import asking
+from compose import asking, doctor, governing, registry_file
 
 app = typer.Typer(
     name="toolfleet",
@@ -21,6 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 asking.add_to(app)
+governing.add_to(app, asking.servers)
+registry_file.add_to(app)
+doctor.add_to(app)
 
 
 @app.command()

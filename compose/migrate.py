@@ -7,6 +7,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 
 def migrations_folder() -> Path:
@@ -15,6 +16,13 @@ def migrations_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("the package migrations is not installed: install toolfleet again")
     return Path(spec.submodule_search_locations[0])
+
+
+def newest_revision() -> str | None:
+    """Return the revision that this release's schema has."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    return ScriptDirectory.from_config(config).get_current_head()
 
 
 def upgrade_database(url: str) -> None:

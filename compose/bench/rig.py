@@ -128,6 +128,7 @@ def _definitions(port: int, sessions: int) -> dict[str, dict[str, Any]]:
             "name": HTTP,
             "transport": "http",
             "url": f"http://127.0.0.1:{port}/mcp",
+            "networks": ["127.0.0.0/8"],
             **common,
         },
     }

@@ -49,6 +49,7 @@ def set_stage(folder: Path, http_port: int) -> Stage:
             "name": "world-clock",
             "transport": "http",
             "url": f"http://127.0.0.1:{http_port}/mcp",
+            "networks": ["127.0.0.0/8"],
             "annotations": "trusted",
             "pool": SESSIONS,
         },
