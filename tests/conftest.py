@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -53,9 +54,9 @@ def postgres_url(servers_loop: BlockingPortal, session_dir: Path) -> Iterator[st
     servers_loop.call(postgres.stop)
 
 
-@pytest.fixture
-def database_url(postgres_url: str) -> Iterator[str]:
-    """The URL of a fresh database with the product's tables, this test's alone."""
+@contextmanager
+def fresh_database(postgres_url: str) -> Iterator[str]:
+    """Make a database with the product's tables; drop it at the end."""
     name = f"test_{uuid.uuid4().hex}"
     admin_url = postgres_url.replace("/toolfleet?", "/postgres?")
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
@@ -67,11 +68,27 @@ def database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def database_url(postgres_url: str) -> Iterator[str]:
+    """The URL of a fresh database with the product's tables, this test's alone."""
+    with fresh_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture
 async def database(anyio_backend: str, database_url: str) -> AsyncIterator[Database]:
     """The registry on a fresh database."""
     database = Database(database_url, application="toolfleet tests")
     yield database
     await database.close()
+
+
+@pytest.fixture
+async def other_database(anyio_backend: str, postgres_url: str) -> AsyncIterator[Database]:
+    """The registry of another fleet."""
+    with fresh_database(postgres_url) as url:
+        database = Database(url, application="toolfleet tests")
+        yield database
+        await database.close()
 
 
 @pytest.fixture(scope="session")

@@ -70,8 +70,8 @@ async def over_http(*args: str, scheme: str = "http") -> AsyncIterator[ServerDef
     try:
         async with asyncio.timeout(PATIENCE_S):
             port = int(await process.stdout.readline())
-        url = f"{scheme}://127.0.0.1:{port}/mcp"
-        yield parse_definition({"name": "faulty", "transport": "http", "url": url})
+        where = {"url": f"{scheme}://127.0.0.1:{port}/mcp", "networks": ["127.0.0.0/8"]}
+        yield parse_definition({"name": "faulty", "transport": "http", **where})
     finally:
         with suppress(ProcessLookupError):
             process.kill()

@@ -68,6 +68,14 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "A result that was too large for its call is fetched by a command.",
     ),
+    "command:doctor": (
+        "own decision",
+        "A command checks every part of a fleet and says what to do about what is not well.",
+    ),
+    "command:governs": (
+        "design 5",
+        "Versions, changes, tenants, approvals and the whole registry are governed by commands.",
+    ),
     "command:problems": (
         "design 5",
         "A command that is refused shows code, message and hint, and ends with status 1.",
@@ -234,6 +242,137 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "style, habit 18",
         "A pool prints its state, and the print is the figures.",
     ),
+    # --- rollouts (tests/unit/test_rollouts.py, test_verdict.py, tests/fleet/test_rollouts.py)
+    "rollout:share": (
+        "guide",
+        "Of a hundred tenants exactly the percentage see the canary, the same ones for good.",
+    ),
+    "rollout:pinned": (
+        "guide",
+        "Pinned tenants and the cohorts of feature flags see the canary whatever the percentage.",
+    ),
+    "rollout:names": (
+        "guide",
+        "The names that models call tools by never change with a server's version.",
+    ),
+    "rollout:states": (
+        "style, habit 2",
+        "A server has one active rollout at most, and that ends once, by a legal transition.",
+    ),
+    "rollout:verdict": (
+        "peers 6.8",
+        "A canary is judged by its calls beside the stable version's, beyond what chance explains.",
+    ),
+    "rollout:automatic": (
+        "peers 6.8",
+        "Where it is asked to, the verdict itself promotes or rolls back, and leaves its report.",
+    ),
+    "rollout:shapes": (
+        "peers 6.8",
+        "Results of one make have one shape, whatever they say.",
+    ),
+    "rollout:bad-input": (
+        "own decision",
+        "A rollout that is not valid is refused with the path of what is wrong.",
+    ),
+    # --- what tenants may do (tests/unit/test_policy.py, tests/integration/test_tenants.py)
+    "policy:servers": (
+        "guide",
+        "A server is open to tenants and cohorts it names, and to whom an operator enabled it.",
+    ),
+    "policy:patterns": (
+        "guide",
+        "Tier and tenant both have patterns of tools; what either does not admit is denied.",
+    ),
+    "policy:classes": (
+        "guide",
+        "A tier allows, gates or denies each class of tools; the worker asks again at dispatch.",
+    ),
+    "policy:limits": (
+        "guide",
+        "A tenant may not have more calls at once or a minute, nor larger results, than its tier.",
+    ),
+    "policy:priority": (
+        "own decision",
+        "A call has the priority of its tenant's tier.",
+    ),
+    "policy:bad-input": (
+        "own decision",
+        "A tier or tenant that is not valid is refused with the path of what is wrong.",
+    ),
+    "policy:kept": (
+        "own decision",
+        "Tiers and tenants are kept, changed for all at once, and not removed while in use.",
+    ),
+    # --- held changes (tests/integration/test_holds.py, tests/fleet/test_rollouts.py)
+    "drift:reactions": (
+        "guide",
+        "Each kind of change is accepted, alerted about or held, as the server's definition says.",
+    ),
+    "drift:held": (
+        "goal 29",
+        "A tool whose change is held is offered to no new run, and no call of it is dispatched.",
+    ),
+    "drift:decided": (
+        "own decision",
+        "An operator decides once about a held change; a server that goes back withdraws it.",
+    ),
+    "drift:screened": (
+        "reliability 4",
+        "A tool with hidden instructions is quarantined, one that cannot be offered is kept out.",
+    ),
+    "drift:new-version": (
+        "guide",
+        "What a new version holds back is served by the version before it, tool by tool.",
+    ),
+    # --- what runs are offered (tests/integration/test_offer.py)
+    "offer:unchanged-is-cheap": (
+        "own decision",
+        "While nothing changes, a run starts without reading any server, tool or snapshot.",
+    ),
+    "offer:changes-at-once": (
+        "guide",
+        "What was committed before a run starts is what it is offered, in every process.",
+    ),
+    "offer:one-version": (
+        "goal 29",
+        "However often the registry changes, a run sees exactly one version of each tool.",
+    ),
+    "offer:differences": (
+        "own decision",
+        "How two snapshots differ is told by tool and field.",
+    ),
+    "offer:search": (
+        "guide",
+        "A run may have the tools that fit an intent, or two tools to find and call the others.",
+    ),
+    # --- approvals (tests/integration/test_approvals.py)
+    "approval:waits": (
+        "guide",
+        "A call that needs an approval waits as a row; its deadline begins when it has it.",
+    ),
+    "approval:once": (
+        "design 4",
+        "A waiting call is decided about once, by a guarded and audited transition.",
+    ),
+    # --- the registry as one document (tests/integration/test_document.py)
+    "document:round-trip": (
+        "own decision",
+        "Export, apply to an empty fleet, export again: the same bytes.",
+    ),
+    "document:plan": (
+        "own decision",
+        "Applying says what it does, does only that, all or nothing, and nothing the second time.",
+    ),
+    "document:bad-input": (
+        "own decision",
+        "A document that is not valid is refused with the path of what is wrong.",
+    ),
+    # --- the audit (tests/integration/test_governing_api.py)
+    "audit:shown": (
+        "guide",
+        "Operators see who changed what, by tenant, run, call and event.",
+    ),
     # --- sessions (tests/contract/test_sessions.py)
     "session:speaks-both-eras": (
         "reliability 0.1",
@@ -332,13 +471,52 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "design 5, calls_per_session",
         "Calls that share a session are told apart: each has its own status, deadline and end.",
     ),
+    "session:misses-its-peer": (
+        "own decision",
+        "The other end of a connection that is gone without a word is missed within a minute.",
+    ),
     "session:resets": (
         "own decision",
         "The operator's reset tool makes a session fit for its next user, or unfit for use.",
     ),
     "session:tells-the-listing-changed": (
         "own decision",
-        "A server that says all the time that its tools changed is heard once a second.",
+        "A server may say as often as it likes that its tools changed; it is heard each time.",
+    ),
+    # --- changes of tools (tests/unit/test_watching.py, tests/contract/test_listening.py,
+    #     tests/contract/test_faults.py, tests/integration/test_refresh.py,
+    #     tests/fleet/test_listening.py)
+    "listing:heard": (
+        "own decision",
+        "A tool that is added while its server runs is known of at once, over every transport.",
+    ),
+    "listing:one-stream": (
+        "own decision",
+        "Listening takes nothing from the pool; over HTTP it is one stream per served version.",
+    ),
+    "listing:renewed": (
+        "own decision",
+        "Who listens is replaced when it is gone, and what may have been missed is listed.",
+    ),
+    "listing:answers-news": (
+        "own decision",
+        "Whatever is heard is answered by a listing that began later, or by the next one.",
+    ),
+    "listing:paced": (
+        "own decision",
+        "Tools are listed at most once a second, and more rarely while that changes nothing.",
+    ),
+    "listing:introductions": (
+        "own decision",
+        "A server that introduces itself otherwise has its tools listed, by what it is now.",
+    ),
+    "listing:misheard": (
+        "own decision",
+        "A server that misbehaves in a subscription loses nothing else: its calls go on.",
+    ),
+    "listing:bounded": (
+        "own decision",
+        "A list of tools without an end, of over 2,000, or that is none, is refused, and why.",
     ),
     # --- birth and death of a stdio server (tests/contract/test_spawn.py)
     "stop:whole-tree": (
@@ -361,6 +539,70 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "reliability goal 33",
         "A definition cannot set a variable by which programs load code or run commands.",
     ),
+    # --- server definitions (tests/unit/test_definitions.py, test_addresses.py)
+    "definitions:unknown-fields": (
+        "own decision",
+        "A field that does not exist is refused by its path, with the one that was meant.",
+    ),
+    "definitions:command": (
+        "own decision",
+        "A command is a bare name or a whole path, never a relative path or a command line.",
+    ),
+    "definitions:url": (
+        "own decision",
+        "A URL is a whole http or https URL without a user, a password or a fragment.",
+    ),
+    "definitions:addresses": (
+        "own decision",
+        "A private address or name, however it is spelled, has to be allowed by the definition.",
+    ),
+    "definitions:values": (
+        "own decision",
+        "Arguments, variables and headers hold what a process or HTTP can carry, within bounds.",
+    ),
+    "definitions:numbers": ("own decision", "A number that makes no sense is refused."),
+    "definitions:names": (
+        "own decision",
+        "A name that is not legal is refused with what is.",
+    ),
+    "definitions:each-problem": (
+        "design 5",
+        "Each field that is wrong is listed with its path, in an operator's words.",
+    ),
+    "definitions:no-effects": (
+        "own decision",
+        "Validating a definition starts, opens and looks up nothing.",
+    ),
+    # --- import of clients' files (tests/unit/test_importing.py, tests/fleet/test_import.py)
+    "import:whole-files": (
+        "design 5",
+        "A file of `mcpServers` JSON, as desktop clients write it, imports as it is.",
+    ),
+    "import:shapes": (
+        "own decision",
+        "Each known client's way to write its servers is understood, comments and all.",
+    ),
+    "import:bad-files": (
+        "own decision",
+        "A file that is none is refused with what is expected; one bad server harms no other.",
+    ),
+    "import:placeholders": (
+        "own decision",
+        "Placeholders are filled once, from what is given; all that is missing is named.",
+    ),
+    "import:names": ("own decision", "Names are made legal and unique, and that is said."),
+    "import:told": (
+        "own decision",
+        "What is skipped, refused or ignored is told, each with its reason or path.",
+    ),
+    "import:timeouts": (
+        "own decision",
+        "A timeout is read in its client's unit; where that is not clear it is left alone.",
+    ),
+    "import:command": (
+        "own decision",
+        "A file's servers are registered by one command, or tried; none keeps another out.",
+    ),
     # --- large results (tests/unit/test_large.py, tests/contract/test_large_results.py,
     #     tests/integration/test_artifacts.py, tests/fleet/test_large_results.py)
     "large:never-read-here": (
@@ -377,7 +619,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "large:lists-of-tools": (
         "own decision",
-        "A page of tools may be 1 MB; one that is larger is refused.",
+        "A large page of tools is checked and scrubbed beside the loop, and arrives as it came.",
     ),
     "large:fails-alone": (
         "own decision",
@@ -576,16 +818,69 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "ingest:scheduled": ("own decision", "Tools not listed for a while are listed again."),
     "catalog:unique": ("own decision", "Server names and tool prefixes are unique."),
     "catalog:versions": ("own decision", "A server version never changes; one is current."),
+    "catalog:tried": (
+        "own decision",
+        "A registration can be tried: what would refuse it does, and nothing stays.",
+    ),
+    "catalog:older-rows": (
+        "style, habit 17",
+        "A definition that an older release took is read, whatever new ones are held to.",
+    ),
     "catalog:hides-values": ("reliability 4.2", "Values of environment and headers are not shown."),
     "migrations:models-equal-schema": (
         "style, migrations",
         "The migrated schema is what the models say.",
+    ),
+    "migrations:old-code-runs": (
+        "style, habit 17",
+        "The code of the revision before runs on today's `pre` schema.",
+    ),
+    "migrations:up-and-down": (
+        "own decision",
+        "The newest migrations can be undone and done again.",
+    ),
+    "migrations:names": (
+        "design 2",
+        "A migration's name has its number, and whether it comes before or after its code.",
     ),
     "migrations:repeatable": ("own decision", "Migrating a migrated database changes nothing."),
     "submit:replied-once": ("own decision", "A raw Celery client gets its call's end, once."),
     "submit:replied-to-all": (
         "own decision",
         "Each task that asked for a known call gets its end, although Redis was away.",
+    ),
+    # --- dynamic tool selection (tests/integration/test_selection.py)
+    "search:recall": (
+        "guide",
+        "Of the tools that answer a real intent, most are among the first ten found.",
+    ),
+    "search:words": (
+        "own decision",
+        "A tool is found by the words of its name, its description and its parameters.",
+    ),
+    "search:synonyms": (
+        "own decision",
+        "A tool is found by words that mean the same as its own.",
+    ),
+    "search:rare-words": (
+        "own decision",
+        "A word that few tools have counts more than one that many have.",
+    ),
+    "search:any-intent": (
+        "own decision",
+        "Any text is an intent; one of which no word is known gives the first tools by name.",
+    ),
+    "search:only-given-tools": (
+        "guide",
+        "A search finds tools of its run alone: no hidden tool, and none of another server.",
+    ),
+    "search:deterministic": (
+        "own decision",
+        "Equal tools and an equal intent give an equal answer.",
+    ),
+    "search:any-tool": (
+        "own decision",
+        "Nothing that a server lists keeps it from being recorded; tools of before are found too.",
     ),
     # --- registry values (tests/unit/test_tools.py, test_schemas.py, test_redaction.py,
     #     test_outcome.py, test_database.py, test_errors.py)
@@ -628,6 +923,101 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "Whatever a server says in an error can be stored: nothing is lost over a NUL.",
     ),
     "settings:durations": ("design 5", "A duration is given in seconds or as ISO 8601."),
+    # --- changes of tools (tests/unit/test_diff.py)
+    "diff:arguments": (
+        "own decision",
+        "A tool that takes less than it took breaks its callers; one that takes more does not.",
+    ),
+    "diff:results": (
+        "own decision",
+        "A tool that promises less of its results breaks its callers; one that promises more not.",
+    ),
+    "diff:rewrites": (
+        "own decision",
+        "The same schema, written otherwise, is a change of the description alone.",
+    ),
+    "diff:descriptions": (
+        "own decision",
+        "Other titles, descriptions and examples are told apart from what callers rely on.",
+    ),
+    "diff:annotations": (
+        "own decision",
+        "A hint that flips is told, and a tool that is less harmless is a matter of security.",
+    ),
+    "diff:listings": (
+        "own decision",
+        "A listing's changes say of each tool what changed and where, short, the gravest first.",
+    ),
+    "diff:bounded": (
+        "reliability 4",
+        "Any two schemas are compared in bounded time; what cannot be compared counts as breaking.",
+    ),
+    "diff:sound": (
+        "own decision",
+        "Where nothing breaks, every call that was valid still is, and every result was before.",
+    ),
+    # --- tools before they are taken in (tests/unit/test_screening.py)
+    "screening:unusable": (
+        "reliability 4",
+        "A tool with an illegal name or a schema that nothing can be checked against is refused.",
+    ),
+    "screening:hidden-text": (
+        "reliability 4",
+        "Characters that a person does not see are found wherever a model would read them.",
+    ),
+    "screening:instructions": (
+        "reliability 4",
+        "Known ways to turn a model against its user are found, however they are spelled.",
+    ),
+    "screening:spares": (
+        "reliability 4",
+        "Descriptions as people write them, in any script, are not suspected.",
+    ),
+    "screening:bounded": (
+        "reliability 4",
+        "Whatever a server lists is screened in bounded work, in time with its length.",
+    ),
+    # --- fair turns in a queue (tests/contract/test_fair_queue.py, tests/fleet/test_fairness.py)
+    "fair:shares": (
+        "peers 3",
+        "Tenants that wait in one queue are served alike, however many calls each has submitted.",
+    ),
+    "fair:weights": (
+        "peers 3; reliability P5",
+        "Each step of priority doubles a tenant's share; the lowest is served too.",
+    ),
+    "fair:in-order": (
+        "reliability P5",
+        "The calls of one tenant are taken in the order in which they were sent.",
+    ),
+    "fair:nothing-lost": (
+        "design D1",
+        "Whatever is lost between list and turns, every waiting message is delivered, once.",
+    ),
+    "fair:keeps-nothing": (
+        "own decision",
+        "Tenants without waiting calls leave nothing in Redis.",
+    ),
+    "fair:cheap": (
+        "design 7",
+        "A call that finds its queue empty makes no trip that a plain list would not.",
+    ),
+    "fair:as-celery-knows-it": (
+        "design D9",
+        "A queue's length is its waiting calls; raw messages are delivered; a purge is one.",
+    ),
+    "fair:spreads": (
+        "own decision",
+        "Calls that come together wake every idle worker: the first takes but one.",
+    ),
+    "fair:gives-back": (
+        "design D3",
+        "What a worker took and did not start is the first to be taken again.",
+    ),
+    "calls:priority": (
+        "own decision",
+        "A call keeps its priority, from 0 to 9, through every run of it.",
+    ),
     # --- the asyncio pool (tests/integration/test_aio_pool.py)
     "pool:revoke-one": ("design D4", "A revoke with terminate cancels exactly one coroutine."),
     "pool:time-limit": ("design D3", "Celery's time limits cancel the coroutine they are about."),
@@ -682,6 +1072,76 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "credentials:scrubbed": (
         "goal 34",
         "A secret that a server repeats is replaced in results, errors, progress and logs.",
+    ),
+    # --- HTTP APIs by their OpenAPI documents (tests/unit and tests/contract/test_openapi.py,
+    #     tests/fleet/test_apis.py)
+    "openapi:definition": (
+        "design 5, server definition",
+        "An API is defined by its document and its base URL; what does not fit is refused.",
+    ),
+    "openapi:refusals": (
+        "own decision",
+        "A document that cannot be served whole is refused with the place of what is wrong.",
+    ),
+    "openapi:names": (
+        "own decision",
+        "Each operation is one tool with a legal, stable name; two never fall together.",
+    ),
+    "openapi:chosen": (
+        "own decision",
+        "The operator chooses operations by id or by method and path; a slip is an error.",
+    ),
+    "openapi:tools": (
+        "own decision",
+        "Every chosen operation is listed, with all its parameters and what its method promises.",
+    ),
+    "openapi:requests": (
+        "OpenAPI 3",
+        "Arguments reach the API where the document puts them: path, query, header or body.",
+    ),
+    "openapi:results": (
+        "own decision",
+        "An API's JSON is the tool's structured content, its text the text; checked if wanted.",
+    ),
+    "openapi:errors": (
+        "own decision",
+        "An API's refusal is the tool's error, with its status and the beginning of its body.",
+    ),
+    "openapi:unreachable": (
+        "design D7",
+        "An API that cannot be reached is a typed error that the breaker hears; the session stays.",
+    ),
+    "openapi:bounds": (
+        "goal 25",
+        "An API's answer over the size limit is a typed error, packed or not.",
+    ),
+    "openapi:cancels": (
+        "design 4, Stop",
+        "A cancelled call's request to the API is broken off.",
+    ),
+    "openapi:credentials": (
+        "design 4, step 6; goal 34",
+        "A credential goes out in its header, no argument replaces it, and nothing shows it.",
+    ),
+    "openapi:apart": (
+        "design D6",
+        "Nothing that an API sets in one call, cookies above all, goes with the next.",
+    ),
+    "openapi:delivery": (
+        "RFC 9110, 9.2",
+        "GET is read, PUT and DELETE idempotent, the rest write, unless the operator says other.",
+    ),
+    "openapi:versions": (
+        "design D8",
+        "A document is part of its server's immutable version, and read only to serve it.",
+    ),
+    "openapi:import": (
+        "own decision",
+        "A document becomes a definition that is complete, or an error that says why not.",
+    ),
+    "openapi:fleet": (
+        "own decision",
+        "An API's operation is called and stopped through the whole fleet like any tool.",
     ),
     # --- whole fleets (tests/fleet)
     "stop:reaches-the-server": (

@@ -99,7 +99,8 @@ class Fleet:
                 port = int(await process.stdout.readline())
             definition = self.echo(name, **rest)
             del definition["command"], definition["args"]
-            yield {**definition, "transport": "http", "url": f"http://127.0.0.1:{port}/mcp"}
+            where = {"url": f"http://127.0.0.1:{port}/mcp", "networks": ["127.0.0.0/8"]}
+            yield {**definition, "transport": "http", **where}
         finally:
             process.kill()
             await process.wait()

@@ -161,8 +161,8 @@ async def web(name: str, inject: str, variable: str) -> AsyncIterator[dict[str, 
         definition = stdio(name, inject)
         del definition["command"], definition["args"]
         how = {"inject": inject, "name": variable, "required": True}
-        url = f"http://127.0.0.1:{port}/mcp"
-        yield {**definition, "transport": "http", "url": url, "credentials": how}
+        where = {"url": f"http://127.0.0.1:{port}/mcp", "networks": ["127.0.0.0/8"]}
+        yield {**definition, "transport": "http", **where, "credentials": how}
     finally:
         process.kill()
         await process.wait()

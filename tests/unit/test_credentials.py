@@ -31,7 +31,7 @@ def server(name: str = "crm", **credentials: Any) -> ServerDefinition:
     how = {"inject": "env", "name": "TOKEN", "required": True, **credentials}
     where = {"transport": "stdio", "command": "true"}
     if how["inject"] == "header":
-        where = {"transport": "http", "url": "http://localhost/mcp"}
+        where = {"transport": "http", "url": "https://crm.example/mcp"}
     return parse_definition({"name": name, **where, "credentials": how})
 
 
@@ -146,7 +146,7 @@ async def test_a_grant_does_not_show_its_secret(file: Credentials) -> None:
     ("where", "inject"),
     [
         ({"transport": "stdio", "command": "true"}, "header"),
-        ({"transport": "http", "url": "http://localhost/mcp"}, "env"),
+        ({"transport": "http", "url": "https://crm.example/mcp"}, "env"),
     ],
 )
 def test_a_definition_whose_transport_cannot_carry_its_credential_is_refused(

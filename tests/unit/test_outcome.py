@@ -132,6 +132,7 @@ def test_every_error_leads_along_the_ledgers_table(
         (Code.CALL_TIMEOUT, Verdict.TIMED_OUT),
         (Code.SESSION_LOST, Verdict.FAILED),
         (Code.UPSTREAM_FAILED, Verdict.FAILED),
+        (Code.UPSTREAM_UNREACHABLE, Verdict.FAILED),
         (Code.UPSTREAM_FORBIDDEN, Verdict.SUCCEEDED),
         (Code.RATE_LIMITED, Verdict.ABSTAINED),
         (Code.CREDENTIAL_REJECTED, Verdict.ABSTAINED),
