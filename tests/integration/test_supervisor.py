@@ -114,6 +114,8 @@ async def test_a_child_dies_with_the_supervisor(tmp_path: Path) -> None:
     await program.start()
     await until(lambda: "child" in said(tmp_path))
     child = psutil.Process(int(said(tmp_path).split()[1]))
+    grandchild_log = tmp_path / "grandchild.log"
+    await until(lambda: "up" in grandchild_log.read_text())  # it has asked for the signal by then
     program.kill()
     await program.wait()
     await until(lambda: not child.is_running() or child.status() == "zombie")
