@@ -157,7 +157,7 @@ async def followed(database: Database, name: str) -> list[ServerVersion]:
     async with database.transaction() as connection:
         result = await connection.execute(
             text(
-                f"SELECT v.id, {LOOKED_AT}, r.stale, r.refreshed_at, r.refresh_error"  # noqa: S608
+                f"SELECT v.id, {LOOKED_AT}, r.stale, r.refreshed_at, r.refresh_error"  # noqa: S608 - a constant
                 " FROM rollouts r JOIN server_versions v ON v.id = r.canary_version_id"
                 " WHERE r.server_name = :name AND r.state = 'active'"
             ),
