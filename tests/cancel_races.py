@@ -21,6 +21,7 @@ from registry.policies import get_tenant
 from registry.runs import Run
 from registry.settings import Settings
 from registry.submission import Wish
+from tests.jobs import make_job
 from tests.ledger import listed, register, start
 from tests.process_trees import light
 from workers.aio_pool import USER, Job
@@ -43,10 +44,6 @@ class Races:
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {what}" for what, count in sorted(self.ended.items()))
         return f"{counts}; {len(self.wrong)} wrong"
-
-
-class _NoPool:
-    """Stands where Celery's pool is: a job only needs to be cancelled here."""
 
 
 async def race(settings: Settings, count: int) -> Races:
@@ -93,7 +90,7 @@ async def _batch(
 
     async def one(call_id: str) -> None:
         async with places:
-            job = Job(_NoPool())  # type: ignore[arg-type]
+            job = make_job()
             job.task = asyncio.create_task(invoke(worker, call_id, job))
             if random.random() < 0.5:
                 loop = asyncio.get_running_loop()

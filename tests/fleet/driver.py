@@ -105,15 +105,15 @@ class Fleet:
             process.kill()
             await process.wait()
 
-    async def serve(self, *definitions: dict[str, Any]) -> None:
+    async def serve(self, *definitions: dict[str, Any], within_s: float = LIMIT_S) -> None:
         """Register servers; return once their workers are ready and their tools are listed."""
         names = [definition["name"] for definition in definitions]
         for definition in definitions:
             answer = await self.http.post("/v1/servers", json=definition)
             assert answer.status_code == 201, answer.text
-        await self.local.wait_ready(names)
+        await self.local.wait_ready(names, within_s)
         for name in names:
-            await until(partial(self.fresh, name), within_s=LIMIT_S)
+            await until(partial(self.fresh, name), within_s=within_s)
 
     async def fresh(self, name: str) -> bool:
         """Say whether a server's tools are known."""
