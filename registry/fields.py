@@ -189,6 +189,8 @@ def _path_of_url(path: str) -> None:
     _bounded(path)
     if not path.startswith("/"):
         raise ValueError("has to start with /")
+    if path.startswith("//") or "\\" in path:
+        raise ValueError("names a host: it is a path of the server that url names")
 
 
 def _tenant(name: str) -> None:
@@ -212,12 +214,13 @@ def _endpoint(url: HttpUrl) -> None:
         raise ValueError("has a fragment (#...), which is never sent to a server")
 
 
+_SERVER_NAME: Final = r"[a-z0-9][a-z0-9-]{0,39}"
 ServerName = Annotated[
     str,
     matching(
-        r"[a-z0-9][a-z0-9-]{0,39}",
-        "up to 40 small letters, digits and dashes, and does not start with a dash",
+        _SERVER_NAME, "up to 40 small letters, digits and dashes, and does not start with a dash"
     ),
+    Field(json_schema_extra={"pattern": f"^{_SERVER_NAME}$"}),
 ]
 Prefix = Annotated[
     str, matching(r"[A-Za-z0-9_-]{0,24}", "up to 24 letters, digits, dashes and underscores")
@@ -232,6 +235,9 @@ Program = Annotated[str, when_new(_program)]
 Folder = Annotated[str, when_new(_folder)]
 UrlPath = Annotated[str, when_new(_path_of_url)]
 Endpoint = Annotated[HttpUrl, BeforeValidator(_spelled_out), when_new(_endpoint)]
+JsonPointer = Annotated[
+    str, matching(r"(/([^~/]|~[01])*)*", "a JSON pointer such as /card/number (RFC 6901)"), line()
+]
 NetworkName = Annotated[str, AfterValidator(lambda text: str(parse_network(text)))]
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False), at_most(DAY_S)]

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -31,6 +31,16 @@ class Settings(BaseSettings):
 
     api_host: str = "127.0.0.1"
     api_port: int = 8080
+    allowed_hosts: tuple[str, ...] = ()
+    """Names that the API answers to (a JSON list): ``fleet.example``, ``fleet.example:8443`` or
+    ``fleet.example:*``. Over loopback it answers to loopback names as well."""
+    allowed_origins: tuple[str, ...] = ()
+    """Web origins that may ask, such as ``https://console.example``; by default those of the names
+    that it answers to."""
+    receive_within: timedelta = timedelta(seconds=60)
+    """How long a request may take to arrive, headers and body."""
+    max_requests: int = 4096
+    """Requests that one API process works on at once; the next one is refused (`busy`)."""
     flower_port: int = 5555
 
     default_deadline: timedelta = timedelta(seconds=120)
@@ -38,6 +48,14 @@ class Settings(BaseSettings):
     max_deadline: timedelta = timedelta(hours=24)
     approval_lifetime: timedelta = timedelta(days=7)
     """How long a call waits for its approval; its own deadline begins when it has it."""
+    approval_holds: timedelta = timedelta(hours=1)
+    """How long an approval holds, from the decision until a worker runs the call."""
+    approval_webhook_url: str = ""
+    """Where to tell that a call waits for its approval; empty: nowhere."""
+    approval_webhook_secret: SecretStr = SecretStr("")
+    """Signs what is told (Standard Webhooks: ``whsec_`` and base64); the URL needs one."""
+    public_url: str = ""
+    """Where approvers reach the API: the links in webhooks begin with it."""
     run_lifetime: timedelta = timedelta(hours=24)
     max_wait: timedelta = timedelta(seconds=60)
     """Longest ``Prefer: wait`` / ``?wait=`` an API process honours."""
@@ -61,15 +79,78 @@ class Settings(BaseSettings):
     max_result_bytes: int = 10_000_000
     """A larger result is refused (`result_too_large`)."""
 
+    limiter_local_share: float = Field(default=0.1, gt=0, le=1)
+    """The part of each limit that a process gives out while Redis is away, where it never knew how
+    many processes there are; else the limit is divided by their number."""
+
+    oidc_issuer: str = ""
+    """The identity provider whose tokens are taken, as its discovery document names it."""
+    oidc_audience: str = ""
+    """The audience that its tokens have to be for."""
+    oidc_role_claim: str = "roles"
+    """The claim with the role, a string or a list; dots lead into objects (``realm_access.roles``).
+    """
+    oidc_roles: dict[str, str] = {}
+    """Which role each value of that claim is (a JSON object); by default each role's own name."""
+    oidc_tenant_claim: str = "tenant"
+    """The claim with the tenant; ``*`` binds an approver or auditor to none."""
+    oidc_scope_claim: str = ""
+    """The claim with the verbs that a token is narrowed to; empty: tokens are not narrowed."""
+
+    outbound_networks: tuple[str, ...] = ()
+    """Networks that are not public and that the fleet's own requests may go into (a JSON list):
+    to identity providers, a Vault, webhooks. What servers may reach is in their definitions."""
+
+    guardrails: tuple[str, ...] = ()
+    """Checks of calls and results, ``package.module:callable`` (a JSON list); see
+    `workers.guardrails`."""
+    guardrail_limit: timedelta = timedelta(seconds=2)
+    """How long each may take; beyond it the call fails (`guardrail_failed`)."""
+
+    commands_file: Path | None = None
+    """What stdio servers may be started as; see `registry.commands`."""
     credentials_file: Path | None = None
     """Where the file provider reads tenants' credentials; see `registry.credentials`."""
+    encryption_keys_file: Path | None = None
+    """The keys that stored credentials are encrypted with; see `registry.key_file`."""
+    credential_folder: Path = Path("/run/secrets")
+    """The folder on the worker that credentials of the kind `file` may name files of."""
+    vault_address: str = ""
+    """URL of a HashiCorp Vault, for credentials of the kind `vault` and for `vault_transit_key`."""
+    vault_namespace: str = ""
+    vault_token: SecretStr = SecretStr("")
+    vault_role_id: str = ""
+    """With `vault_secret_id`, instead of a token: log in by AppRole."""
+    vault_secret_id: SecretStr = SecretStr("")
+    vault_transit_key: str = ""
+    """A key of Vault's Transit engine that encrypts credentials from now on."""
+
+    audit_key_file: Path | None = None
+    """The private key (Ed25519, PEM) that signs the audit's checkpoints, beside its public one;
+    by default `audit.key` in the data folder, which `toolfleet up` makes."""
+    audit_checkpoints: Path | None = None
+    """Where the steward keeps the audit's checkpoints outside the database, one a line; by default
+    `audit-checkpoints.jsonl` in the data folder. Best on another machine's disk."""
+    audit_retention: timedelta | None = None
+    """Entries of the audit that are older are removed; by default none is."""
+
+    @property
+    def audit_key_path(self) -> Path:
+        """Return where the audit's private key is, or would be."""
+        return self.audit_key_file or self.data_dir / "audit.key"
+
+    @property
+    def audit_checkpoints_path(self) -> Path:
+        """Return where the audit's checkpoints are kept outside the database."""
+        return self.audit_checkpoints or self.data_dir / "audit-checkpoints.jsonl"
 
     @field_validator("*", mode="before")
     @classmethod
     def _seconds(cls, value: Any, field: ValidationInfo) -> Any:
         """Take plain numbers for durations: pydantic reads them only where they are no strings."""
         name = field.field_name or ""
-        if isinstance(value, str) and cls.model_fields[name].annotation is timedelta:
+        duration = cls.model_fields[name].annotation in {timedelta, timedelta | None}
+        if isinstance(value, str) and duration:
             with suppress(ValueError):
                 return float(value)
         return value

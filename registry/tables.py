@@ -5,7 +5,8 @@ Invariants:
     apart from the pointers and flags of `servers`.
  2. A call's state changes only along `registry.calls.TRANSITIONS`, each change with its audit line.
  3. (tenant, idempotency key) names at most one call.
- 4. Whatever a run can see (servers, versions, listings, holds, rollouts, tiers, tenants) changes
+ 4. Rows of `audit` and its `audit_*` records are only added, but for what a signed cut removes.
+ 5. Whatever a run can see (servers, versions, listings, holds, rollouts, tiers, tenants) changes
     together with `registry_state.generation` (a trigger at commit): equal generation, equal offer.
 """
 
@@ -67,6 +68,7 @@ tiers = Table(
     Column("created_at", _instant, nullable=False, server_default=_now),
 )
 
+# Rates were counted here before there was `workers.limits_redis`; the code of that day still does.
 budgets = Table(
     "budgets",
     metadata,
@@ -86,8 +88,10 @@ api_keys = Table(
     Column("created_at", _instant, nullable=False, server_default=_now),
     Column("expires_at", _instant),
     Column("revoked_at", _instant),
-    CheckConstraint("role IN ('operator', 'tenant')", name="role"),
-    CheckConstraint("role = 'operator' OR tenant_id IS NOT NULL", name="tenant_of_role"),
+    Column("scopes", JSONB),
+    Column("last_used_at", _instant),
+    CheckConstraint("role IN ('operator', 'tenant', 'approver', 'auditor')", name="role"),
+    CheckConstraint("role <> 'tenant' OR tenant_id IS NOT NULL", name="tenant_of_role"),
 )
 
 servers = Table(
@@ -101,6 +105,48 @@ servers = Table(
     Column("refreshed_at", _instant),
     Column("created_at", _instant, nullable=False, server_default=_now),
     Column("removed_at", _instant),
+)
+
+data_keys = Table(
+    "data_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, nullable=False),
+    Column("wrapped_by", Text, nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    Column("rewrapped_at", _instant),
+)
+
+# `version` says what is sealed, `serial` what was changed last; see registry.credential_store.
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("tenant_id", Text, nullable=False),
+    Column("server_name", Text, ForeignKey("servers.name"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("definition", JSONB, nullable=False),
+    Column("secret_names", ARRAY(Text), nullable=False),
+    Column("data_key_id", Text, ForeignKey("data_keys.id")),
+    Column("sealed", LargeBinary),
+    Column("version", BigInteger, nullable=False),
+    Column("serial", BigInteger, nullable=False),
+    Column("state", Text, nullable=False, server_default="ready"),
+    Column("problem", JSONB),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("retry_at", _instant),
+    Column("renewed_at", _instant),
+    Column("renew_at", _instant),
+    Column("expires_at", _instant),
+    Column("forced_at", _instant),
+    Column("renewing_by", Text),
+    Column("renewing_until", _instant),
+    Column("created_at", _instant, nullable=False, server_default=_now),
+    Column("changed_at", _instant, nullable=False, server_default=_now),
+    Column("changed_by", Text, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "server_name"),
+    CheckConstraint("state IN ('ready', 'needs_consent', 'removed')", name="state"),
+    Index("ix_credentials_serial", "server_name", "serial"),
 )
 
 server_versions = Table(
@@ -270,6 +316,7 @@ calls = Table(
     Column("created_at", _instant, nullable=False, server_default=func.clock_timestamp()),
     Column("queued_at", _instant, nullable=False, server_default=func.clock_timestamp()),
     Column("sent_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("not_before", _instant),
     Column("started_at", _instant),
     Column("ended_at", _instant),
     Column("stop_requested_at", _instant),
@@ -290,6 +337,11 @@ calls = Table(
         postgresql_where=text("idempotency_key IS NOT NULL"),
     ),
     Index("ix_calls_queued", "server_name", "queued_at", postgresql_where=text("state = 'queued'")),
+    Index(
+        "ix_calls_parked",
+        "not_before",
+        postgresql_where=text("state = 'queued' AND not_before IS NOT NULL"),
+    ),
     Index("ix_calls_running", "worker_id", postgresql_where=text("state = 'running'")),
     Index(
         "ix_calls_unreplied",
@@ -329,6 +381,52 @@ artifact_chunks = Table(
     Column("data", LargeBinary, nullable=False),
 )
 
+# Rows of these two are never changed nor deleted (triggers, migration 0009); see registry.bindings.
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("call_id", Text, nullable=False),
+    Column("tenant_id", Text, nullable=False),
+    Column("binding", Text, nullable=False),
+    Column("approve", Boolean, nullable=False),
+    Column("decided_by", Text, nullable=False),
+    Column("decided_at", _instant, nullable=False),
+    Column("holds_until", _instant, nullable=False),
+    Column("closes", Boolean, nullable=False),
+    Column("reason", Text),
+    Column("seal", Text, nullable=False),
+    UniqueConstraint("call_id", "decided_by", "approve"),
+    Index("uq_approvals_closing", "call_id", unique=True, postgresql_where=text("closes")),
+)
+
+approval_uses = Table(
+    "approval_uses",
+    metadata,
+    Column("call_id", Text, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("fence", BigInteger, nullable=False),
+    Column("worker_id", Text, nullable=False),
+    Column("used_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+)
+
+# A call that waits has its notice from the moment that it waits (a trigger, migration 0009).
+approval_notices = Table(
+    "approval_notices",
+    metadata,
+    Column("call_id", Text, ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("due_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("delivered_at", _instant),
+    Column("given_up_at", _instant),
+    Column("problem", Text),
+    Index(
+        "ix_approval_notices_due",
+        "due_at",
+        postgresql_where=text("delivered_at IS NULL AND given_up_at IS NULL"),
+    ),
+)
+
 audit = Table(
     "audit",
     metadata,
@@ -340,5 +438,59 @@ audit = Table(
     Column("run_id", Text),
     Column("call_id", Text),
     Column("details", JSONB, nullable=False, server_default=text("'{}'")),
+    Column(
+        "xid",
+        BigInteger,
+        nullable=False,
+        server_default=text("CAST(CAST(pg_current_xact_id() AS text) AS bigint)"),
+    ),
     Index("ix_audit_call", "call_id", postgresql_where=text("call_id IS NOT NULL")),
+    Index("ix_audit_xid", "xid"),
+)
+
+# The place of each entry in its chain, by `registry.sealing`; a trigger keeps all of these, and
+# the entries, from being changed (migration 0007).
+audit_seals = Table(
+    "audit_seals",
+    metadata,
+    Column("chain", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("entry_id", BigInteger, nullable=False, unique=True),
+    Column("hash", LargeBinary, nullable=False),
+)
+
+audit_chains = Table(
+    "audit_chains",
+    metadata,
+    Column("chain", Text, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("signed_seq", BigInteger, nullable=False, server_default="0"),
+    Column("signed_hash", LargeBinary),
+)
+
+audit_sealer = Table(
+    "audit_sealer",
+    metadata,
+    Column("only", Boolean, primary_key=True, server_default=text("true")),
+    Column("sealed_below", BigInteger, nullable=False, server_default="0"),
+    Column("cluster", Text),
+    CheckConstraint('"only"', name="one_row"),
+)
+
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("body", Text, nullable=False),
+)
+
+audit_cuts = Table(
+    "audit_cuts",
+    metadata,
+    Column("chain", Text, primary_key=True),
+    Column("to_seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("body", Text, nullable=False),
 )

@@ -2,7 +2,8 @@
 
 Flags, before it answers for the first time: ``--ignore-eof``, ``--ignore-term``; ``--fork`` starts
 a child in its own group, ``--setsid`` one in a session of its own, ``--daemon`` one that no longer
-has a parent. Tools: ``environment`` (what the kernel gave it), ``pid``, ``wait`` (for ever),
+has a parent. ``--journal PATH`` names a file that gets a line of JSON for each call, before it is
+done. Tools: ``environment`` (what the kernel gave it), ``pid``, ``wait`` (for ever),
 ``leave`` (exit 0 without an answer), ``grow`` (by so many MB, in so many processes), ``fork`` (how
 many processes it can have), ``spin`` (for so many seconds, in so many processes one after the
 other), ``interfaces``, ``say`` (back what it was told), ``open`` (so many files more).
@@ -96,6 +97,14 @@ TOOLS = {
 }
 
 
+def note(params: dict) -> None:
+    """Append a call to the journal, if there is one."""
+    if "--journal" in sys.argv:
+        path = sys.argv[sys.argv.index("--journal") + 1]
+        with open(path, "a") as file:  # noqa: PTH123
+            file.write(json.dumps([params["name"], params.get("arguments")]) + "\n")
+
+
 def answer(request: dict) -> dict:
     """Return the response to a request."""
     params = request.get("params") or {}
@@ -109,6 +118,7 @@ def answer(request: dict) -> dict:
             }
         }
     if request["method"] == "tools/call":
+        note(params)
         said = TOOLS[params["name"]](**params.get("arguments") or {})
         return {"result": {"content": [{"type": "text", "text": said}]}}
     if request["method"] == "tools/list":
