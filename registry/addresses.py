@@ -1,14 +1,15 @@
 """Which addresses a server may be reached at: public ones, and those its definition allows.
 
 Pure: nothing here asks DNS. What a definition spells out is held to the rule when it is
-registered (`refuse_host`); the address that a name turns out to have can be held to the same rule
-when a connection is made (`refuse_address`).
+registered (`refuse_host`); the addresses that a name turns out to have are held to the same rule
+each time that a connection is made (`reachable`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import (
     IPv4Address,
     IPv4Network,
@@ -24,41 +25,42 @@ Network = IPv4Network | IPv6Network
 
 # Tables of our own (from IANA's registries of special-purpose addresses): `is_global` of the
 # standard library differs between patch releases of Python, and takes multicast for global.
-_NOT_PUBLIC: Final = tuple(
-    map(
-        IPv4Network,
-        (
-            "0.0.0.0/8",  # this network
-            "10.0.0.0/8",
-            "100.64.0.0/10",  # behind a carrier's NAT
-            "127.0.0.0/8",
-            "168.63.129.16/32",  # the host under a virtual machine (Azure)
-            "169.254.0.0/16",  # link-local, and the metadata of most clouds
-            "172.16.0.0/12",
-            "192.0.0.0/24",  # protocol assignments
-            "192.0.2.0/24",  # documentation
-            "192.88.99.0/24",  # 6to4 relays
-            "192.168.0.0/16",
-            "198.18.0.0/15",  # benchmarks
-            "198.51.100.0/24",  # documentation
-            "203.0.113.0/24",  # documentation
-            "224.0.0.0/4",  # multicast
-            "240.0.0.0/4",  # reserved, broadcast
-        ),
+_NOT_PUBLIC: Final = {
+    IPv4Network(network): kind
+    for network, kind in (
+        ("0.0.0.0/8", "reserved"),  # this network
+        ("10.0.0.0/8", "private"),
+        ("100.64.0.0/10", "carrier's private"),
+        ("127.0.0.0/8", "loopback"),
+        ("168.63.129.16/32", "cloud host's"),  # what is under a virtual machine (Azure)
+        ("169.254.0.0/16", "link-local"),  # and the metadata of most clouds
+        ("172.16.0.0/12", "private"),
+        ("192.0.0.0/24", "reserved"),  # protocol assignments
+        ("192.0.2.0/24", "documentation"),
+        ("192.88.99.0/24", "reserved"),  # 6to4 relays
+        ("192.168.0.0/16", "private"),
+        ("198.18.0.0/15", "reserved"),  # benchmarks
+        ("198.51.100.0/24", "documentation"),
+        ("203.0.113.0/24", "documentation"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved"),  # and broadcast
     )
-)
+}
 _UNICAST_V6: Final = IPv6Network("2000::/3")
 """What IANA has given out of IPv6; the rest is reserved, local, or stands for IPv4 addresses."""
-_NOT_PUBLIC_V6: Final = tuple(
-    map(
-        IPv6Network,
-        (
-            "2001::/23",  # protocol assignments, Teredo
-            "2001:db8::/32",  # documentation
-            "3fff::/20",  # documentation
-        ),
+_NOT_PUBLIC_V6: Final = {
+    IPv6Network(network): kind
+    for network, kind in (
+        ("2001::/23", "reserved"),  # protocol assignments, Teredo
+        ("2001:db8::/32", "documentation"),
+        ("3fff::/20", "documentation"),
+        ("::1/128", "loopback"),
+        ("fc00::/7", "private"),
+        ("fe80::/10", "link-local"),
+        ("fec0::/10", "private"),  # site-local
+        ("ff00::/8", "multicast"),
     )
-)
+}
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _METADATA: Final = IPv4Address("169.254.169.254")
 _LOOPBACK: Final = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
@@ -111,21 +113,54 @@ def parse_network(text: str) -> Network:
         raise ValueError(f"{text!r} is no network like 10.0.0.0/8 or fd00::/8") from None
 
 
+@lru_cache(maxsize=256)
+def is_loopback(host: str) -> bool:
+    """Say whether a host to bind to, or one that was connected to, is this machine alone."""
+    try:
+        literal = literal_address(host)
+    except ValueError:
+        return False
+    return host == "localhost" or (literal is not None and _unwrapped(literal).is_loopback)
+
+
 def is_public(address: Address) -> bool:
     """Say whether an address is one that anyone on the internet could have."""
+    return not kind_of(address)
+
+
+def kind_of(address: Address) -> str:
+    """Say in a word what sort of address it is that is not public; an empty string for others."""
     address = _unwrapped(address)
-    if isinstance(address, IPv6Address):
-        return address in _UNICAST_V6 and not any(address in it for it in _NOT_PUBLIC_V6)
-    return not any(address in it for it in _NOT_PUBLIC)
+    if isinstance(address, IPv4Address):
+        return next((kind for network, kind in _NOT_PUBLIC.items() if address in network), "")
+    kind = next((kind for network, kind in _NOT_PUBLIC_V6.items() if address in network), "")
+    return kind or ("" if address in _UNICAST_V6 else "reserved")
 
 
 def refuse_address(address: Address, networks: Iterable[Network] = ()) -> None:
     """Raise `ValueError` for an address that is neither public nor in one of ``networks``."""
-    if is_public(address):
-        return
-    inner = _unwrapped(address)
-    if not any(address in network or inner in network for network in networks):
-        raise ValueError(_refusal(str(address), inner))
+    if not is_public(address) and not _within(address, networks):
+        raise ValueError(_refusal(str(address), _unwrapped(address)))
+
+
+def reachable(
+    host: str, found: Iterable[Address], networks: Iterable[Network] = (), *, public: bool = True
+) -> list[Address]:
+    """Return those of a host's addresses that may be connected to, in the order they came in.
+
+    Without ``public`` only ``networks`` may be. Raises `ValueError` when there is none, and when
+    public addresses come with others: no honest name has both. It names what the caller wrote and
+    the kind of an address, never the address.
+    """
+    found, networks = list(found), tuple(networks)
+    kept = [it for it in found if (public and is_public(it)) or _within(it, networks)]
+    refused = [it for it in found if it not in kept]
+    if not refused or (kept and not any(map(is_public, found))):
+        return kept
+    kinds = sorted({kind_of(it) for it in refused} - {""})
+    if not kinds:
+        raise ValueError(f"{host} leads to a public address, which is reached over https:// alone")
+    raise ValueError(f"{host} leads to a {' and a '.join(kinds)} address, which is not allowed")
 
 
 def refuse_host(host: str, networks: Iterable[Network] = ()) -> None:
@@ -150,6 +185,11 @@ def refuse_host(host: str, networks: Iterable[Network] = ()) -> None:
             f"{host} is a name of a private network: name the network that it may be in under "
             'networks, such as "10.0.0.0/8"'
         )
+
+
+def _within(address: Address, networks: Iterable[Network]) -> bool:
+    inner = _unwrapped(address)
+    return any(address in network or inner in network for network in networks)
 
 
 def _unwrapped(address: Address) -> Address:

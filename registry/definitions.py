@@ -15,21 +15,26 @@ from typing import Annotated, Any, Final, Literal
 import rfc8785
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from registry import fields
-from registry.addresses import parse_network, refuse_host
+from registry.addresses import Network, parse_network, refuse_host
+from registry.command_options import RefusedCommand
+from registry.commands import CommandPolicy, current_policy
 from registry.environment import refuse_variables
 from registry.errors import FleetError
 from registry.fields import DAY_S, MOST_ENTRIES, MOST_TENANTS, MOST_TOOLS, at_most, entries, line
 from registry.openapi import choose
 from registry.openapi_references import DocumentError
 from registry.problems import invalid, misplaced, validated
+from registry.rates import RateLimit
 
 TERABYTE_MB = 1_048_576
 MOST_PIDS = 4_194_304
@@ -163,6 +168,20 @@ class BreakerDefinition(_Strict):
     probe_lease_s: fields.Seconds = 60
 
 
+class Quota(RateLimit):
+    """What the server, or the vendor behind it, allows the whole fleet, whoever calls.
+
+    A burst is a second's worth unless it is given. What the server says itself (429, Retry-After)
+    is kept to whether or not there is a quota.
+    """
+
+    concurrent_calls: Annotated[int, at_most(100_000)] | None = Field(default=None, ge=1)
+    """Calls under way at once, in all workers together."""
+    per: Literal["credential", "server"] = "credential"
+    """Whose calls count, and pause, together: those made with one credential (all of them, for a
+    server that takes none), or all."""
+
+
 Reaction = Literal["accept", "alert", "hold"]
 
 
@@ -186,11 +205,37 @@ class ChangeReactions(_Strict):
         return reaction
 
 
+def _as_rule(value: Any) -> Any:
+    return value if isinstance(value, dict | BaseModel) else {"required": value}
+
+
+class ApprovalRule(_Strict):
+    """Whether a tool's calls wait for people, for how many, and what these are not shown.
+
+    ``approval: true`` stands for one approver who sees everything. Where ``required`` is false the
+    rest is said about calls that wait because a tier wants it.
+    """
+
+    required: bool = True
+    approvers: Annotated[int, at_most(5)] = Field(default=1, ge=1)
+    """How many different people have to approve; one who denies is enough."""
+    redact: Annotated[tuple[fields.JsonPointer, ...], entries(MOST_ENTRIES)] = ()
+    """JSON pointers (RFC 6901) into the arguments: what is there is hidden from approvers."""
+
+
+def _plainly(rule: ApprovalRule) -> bool | dict[str, Any]:
+    # A plain yes or no stays one, so that what was registered before has the same digest.
+    plain = rule == ApprovalRule(required=rule.required)
+    return rule.required if plain else rule.model_dump(mode="json")
+
+
 class ToolRule(_Strict):
     """What the operator says about one tool; absent fields fall back to the server's."""
 
     delivery: Delivery | None = None
-    approval: bool = False
+    approval: Annotated[ApprovalRule, BeforeValidator(_as_rule), PlainSerializer(_plainly)] = (
+        ApprovalRule(required=False)
+    )
     timeout_s: fields.Seconds | None = None
     hidden: bool = False
     idempotency_argument: Annotated[str, line()] | None = None
@@ -223,6 +268,7 @@ class ServerDefinition(_Strict):
     credentials: Credentials = Credentials()
     sandbox: Sandbox = Sandbox()
     breaker: BreakerDefinition = BreakerDefinition()
+    quota: Quota | None = None
     tenants: Annotated[tuple[fields.Tenant, ...], entries(MOST_TENANTS)] | None = None
     """Tenants that may use the server; None means all, unless `cohorts` says which."""
     cohorts: Annotated[tuple[fields.Tenant, ...], entries(MOST_TENANTS)] | None = None
@@ -269,9 +315,13 @@ class ServerDefinition(_Strict):
             raise misplaced("networks", "is about a url; sandbox.network is what a command may use")
         if self.url is not None and fields.is_new(info):
             try:
-                refuse_host(self.url.host or "", map(parse_network, self.networks))
+                refuse_host(self.url.host or "", self.reachable)
             except ValueError as error:
                 raise misplaced("url", str(error)) from error
+            if self.url.scheme == "http" and not self.networks:
+                raise misplaced(
+                    "url", "is not encrypted: use https://, or name under networks where it leads"
+                )
         return self
 
     @field_validator("headers")
@@ -289,6 +339,11 @@ class ServerDefinition(_Strict):
         return self.tool_prefix
 
     @property
+    def reachable(self) -> tuple[Network, ...]:
+        """Return the networks that are not public and that ``url`` may lead into."""
+        return tuple(map(parse_network, self.networks))
+
+    @property
     def queue(self) -> str:
         """Return the name of this server's Celery queue: its bulkhead."""
         return queue_name(self.name)
@@ -299,12 +354,18 @@ def queue_name(server: str) -> str:
     return f"mcp.{server}"
 
 
-def parse_definition(document: Any) -> ServerDefinition:
+def parse_definition(document: Any, policy: CommandPolicy | None = None) -> ServerDefinition:
     """Validate a definition to be registered; raise `invalid_definition` naming what is wrong.
 
-    Nothing is started, opened or looked up for that.
+    Its command is held to ``policy``, by default to the one in force; `policy_denied` says that
+    there is none that can be used. Nothing is started, opened or looked up for that.
     """
     definition = validated(ServerDefinition, document, _WHAT, context=fields.NEW)
+    if definition.command is not None:
+        try:
+            (policy or current_policy()).refuse(definition.command, definition.args)
+        except RefusedCommand as error:
+            raise invalid(_WHAT, [{"path": error.place, "problem": error.problem}]) from error
     try:
         if definition.openapi is not None:
             _refuse_unserved(definition.openapi)
@@ -337,8 +398,10 @@ def content_digest(definition: ServerDefinition) -> str:
     know.
     """
     body = definition.model_dump(mode="json", exclude={"openapi": {"document"}})
+    if definition.quota is None:
+        del body["quota"]  # so that what was registered before there was this field is the same
     if definition.openapi is None:
-        del body["openapi"]  # so that what was registered before there was this field is the same
+        del body["openapi"]
     else:
         text = json.dumps(definition.openapi.document, sort_keys=True)
         body["openapi"]["document"] = hashlib.sha256(text.encode()).hexdigest()

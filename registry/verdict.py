@@ -34,6 +34,7 @@ TRANSPORT_CODES: Final = tuple(
         Code.PROTOCOL_ERROR,
         Code.UPSTREAM_FAILED,
         Code.SERVER_UNAVAILABLE,
+        Code.ADDRESS_REFUSED,
         Code.LIMIT_EXCEEDED,
         Code.BREAKER_OPEN,
         Code.WORKER_LOST,

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from registry.definitions import ServerDefinition
+from registry.discretion import declared_secrets
 from workers.exchange import Exchange, Sieve, Stamped, exchange
 from workers.judge import Facts, not_open, why_not_open
 from workers.large import LargeMessages, LargeReader
@@ -80,7 +81,9 @@ class Connection:
         on_listing_changed: Callable[[], None],
         on_stream: Callable[[bool], None],
     ) -> None:
-        secret = credential.secret if credential else None
+        query = dict(definition.url.query_params()) if definition.url else {}
+        own = declared_secrets(definition.env, definition.headers, query)
+        secrets = [*([credential.secret] if credential else []), *own]
         self.client: ClientSession | None = None
         self.alive = False
         self.dead = asyncio.Event()
@@ -91,8 +94,8 @@ class Connection:
         self.opened_at = 0.0
         self.over_http = definition.transport == "http"
         self.limits = limits
-        self.scrubber = Scrubber(secret)
-        self.large = LargeMessages(large, secret) if large else None
+        self.scrubber = Scrubber(*secrets)
+        self.large = LargeMessages(large, secrets) if large else None
         self.cause: BaseException | None = None
         self._definition = definition
         self._credential = credential
@@ -174,6 +177,7 @@ class Connection:
         return Brief(
             definition.name,
             str(definition.url),
+            definition.networks,
             definition.openapi,
             dict(self._headers()),
             frozenset(name.lower() for name in names),
@@ -189,7 +193,7 @@ class Connection:
     async def _over_http(self, stack: AsyncExitStack) -> tuple[Any, Any]:
         headers = self._headers()
         limit = self.limits.max_result_bytes + _ENVELOPE_BYTES
-        wire = Wire(limit, self.large)
+        wire = Wire(limit, self.large, self._definition.reachable)
         http = await stack.enter_async_context(
             open_client(wire, headers, connect_timeout_s=self.limits.connect_timeout_s)
         )
@@ -246,18 +250,23 @@ class Connection:
             max_result_bytes=self.limits.max_result_bytes,
             endless_line=stdio is not None and stdio.oversize,
             unread=self.large.failure if self.large and stdio else None,
-            evidence=self.evidence(),
+            evidence=self.evidence(seen.stderr_from),
             scrub=self.scrubber.text,
         )
 
     def _handshake_facts(self) -> Facts:
         return self.facts("the MCP handshake", self._handshake)
 
-    def evidence(self) -> dict[str, Any]:
-        """Return what a stdio server left behind so far."""
+    @property
+    def stderr_bytes(self) -> int:
+        """Return how much a stdio server has said on stderr."""
+        return self._stdio.stderr_bytes if self._stdio else 0
+
+    def evidence(self, since: int | None = 0) -> dict[str, Any]:
+        """Return what a stdio server left behind so far; see `StdioTransport.evidence`."""
         if self._stdio is None:
             return {}
-        evidence = dict(self._stdio.evidence())
+        evidence = dict(self._stdio.evidence(since))
         if "stderr" in evidence:
             evidence["stderr"] = self.scrubber.excerpt(str(evidence["stderr"]))
         return evidence

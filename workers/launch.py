@@ -26,6 +26,7 @@ from registry.errors import Code, FleetError
 from workers.cage import KEEPERS, SHELL, find_cage, known_cage
 from workers.cgroup import Group
 from workers.mark import Mark, end_session
+from workers.permission import refuse_start
 
 INHERITED: Final = frozenset(
     ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR")
@@ -80,7 +81,7 @@ async def plan_launch(definition: ServerDefinition, injected_env: Mapping[str, s
     """Turn a definition into a command line that can neither outlive its worker nor outgrow.
 
     Raises `server_unavailable` when the command does not exist or this machine cannot keep a limit
-    that the definition asks for.
+    that the definition asks for, `policy_denied` when the policy of commands refuses it.
     """
     mark = Mark.fresh()
     command, *args = definition.command or "", *definition.args
@@ -88,12 +89,15 @@ async def plan_launch(definition: ServerDefinition, injected_env: Mapping[str, s
     if definition.transport == "openapi":
         command, *args = _API_SERVER
         env |= _API_SERVER_ENV
-    if not _executable(command, env.get("PATH", os.defpath), definition.cwd):
+    program = _executable(command, env.get("PATH", os.defpath), definition.cwd)
+    if program is None:
         raise cannot_start(
             definition.name,
             f"its command {command!r} was not found",
             "install it, or give its absolute path in the definition",
         )
+    if definition.transport == "stdio":
+        await asyncio.to_thread(refuse_start, definition, program)
     sandbox = definition.sandbox
     cage = known_cage(sandbox.network) or await asyncio.to_thread(find_cage, sandbox.network)
     if cage is None:
@@ -130,10 +134,12 @@ def _scrub(env: Mapping[str, str]) -> list[str]:
     return [tool, *(f"-u{name}" for name in _SHELLS_OWN if name not in env)]
 
 
-def _executable(command: str, path: str, cwd: str | None) -> bool:
+def _executable(command: str, path: str, cwd: str | None) -> str | None:
+    """Return the whole path of a program; None if there is none that can be executed."""
     if os.sep in command:
-        return os.access(Path(cwd or "", command), os.X_OK)
-    return shutil.which(command, path=path) is not None
+        program = Path(cwd or "", command)
+        return str(program) if os.access(program, os.X_OK) else None
+    return shutil.which(command, path=path)
 
 
 def _tree_limits(sandbox: Sandbox, keepers: int) -> dict[str, int]:

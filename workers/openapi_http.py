@@ -3,7 +3,7 @@
 1. The definition's headers, the credential's among them, replace what a call's arguments set.
 2. An answer is read to its end, at most ``max_body_bytes`` of it; a packed one is unpacked first.
 3. Nothing of one call is in the next: cookies are forgotten. Redirects are not followed, and
-   proxies and other settings are not taken from the environment.
+   connections are made as `workers.guarded` says.
 4. How long an answer may take is the caller's business: it cancels the request.
 """
 
@@ -15,11 +15,17 @@ from typing import Final
 import httpx2
 from mcp.shared.exceptions import MCPError
 
+from registry.addresses import parse_network
 from registry.errors import Code, FleetError
+from workers.guarded import GuardedTransport
 from workers.openapi_wire import Brief, tell_failure
+from workers.retry_after import TOO_MANY, retry_after_s
 
 _WANTED: Final = "application/json, */*;q=0.8"
-_KEPT: Final = ("content-type", "location", "retry-after")
+_KEPT: Final = (
+    "content-type", "date", "location", "ratelimit", "ratelimit-reset", "retry-after",
+    "x-ratelimit-reset",
+)  # fmt: skip
 _NOT_SENT: Final = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
@@ -49,6 +55,8 @@ class Api(httpx2.AsyncBaseTransport):
                 body = await self._read(response)
             finally:
                 await response.aclose()
+        except FleetError as error:
+            raise tell_failure(error, dispatched=False) from error
         except httpx2.RequestError as error:
             raise _unreached(error) from error
         kept = {name: response.headers[name] for name in _KEPT if name in response.headers}
@@ -69,9 +77,8 @@ class Api(httpx2.AsyncBaseTransport):
 
 def open_api(brief: Brief) -> httpx2.AsyncClient:
     """Return the client that requests are made with."""
-    inner = httpx2.AsyncHTTPTransport(
-        verify=httpx2.create_ssl_context(),
-        trust_env=False,
+    inner = GuardedTransport(
+        map(parse_network, brief.networks),
         limits=httpx2.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_S),
     )
     return httpx2.AsyncClient(
@@ -97,6 +104,17 @@ def too_large(limit_bytes: int) -> MCPError:
         hint="ask for less, or raise TOOLFLEET_MAX_RESULT_BYTES",
     )
     return tell_failure(error, dispatched=True)
+
+
+def too_many(headers: Mapping[str, str]) -> MCPError:
+    """Return what is raised when the API has no time for a call; it did nothing."""
+    error = FleetError(
+        Code.RATE_LIMITED,
+        "the API answered HTTP 429: it is called too often",
+        hint="call less often, or give the server a quota",
+        retry_after_s=retry_after_s(TOO_MANY, headers),
+    )
+    return tell_failure(error, dispatched=False)
 
 
 def _unreached(cause: httpx2.RequestError) -> MCPError:

@@ -34,8 +34,9 @@ from pydantic_core import to_json
 from registry.openapi import Operation, choose
 from registry.openapi_references import escaped
 from workers.openapi_document import to_convert
-from workers.openapi_http import open_api, too_large
+from workers.openapi_http import open_api, too_large, too_many
 from workers.openapi_wire import Brief
+from workers.retry_after import TOO_MANY
 
 _PAGE_BYTES: Final = 500_000
 """Of a page of tools; a single larger tool is a page."""
@@ -98,7 +99,10 @@ class Answers(Middleware):
             if isinstance(error.__cause__, MCPError):
                 raise error.__cause__ from None
             if isinstance(error.__cause__, httpx2.HTTPStatusError):
-                return _no_success(error.__cause__.response)
+                response = error.__cause__.response
+                if response.status_code == TOO_MANY:
+                    raise too_many(response.headers) from None
+                return _no_success(response)
             raise
         if len(to_json([result.content, result.structured_content])) > self._max_result_bytes:
             raise too_large(self._max_result_bytes)

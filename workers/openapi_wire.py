@@ -33,6 +33,7 @@ class Brief:
 
     server: str
     url: str
+    networks: tuple[str, ...]
     openapi: OpenApi
     headers: dict[str, str] = field(repr=False)
     own_headers: frozenset[str]

@@ -11,7 +11,7 @@
 5. A stream of notifications is read as a trickle, so that no server takes over the worker by it.
 6. What we say aside (a cancellation, an answer to the server's own question) holds up no request
    and takes at most `ASIDE_LIMIT_S`, and so does taking leave.
-7. Redirects are not followed; proxies and other settings are not taken from the environment.
+7. Redirects are not followed, and connections are made as `workers.guarded` says.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
-from email.utils import parsedate_to_datetime
-from functools import cache
 from typing import Any, Final
 
 import httpx2
 
+from registry.addresses import Network
+from registry.errors import FleetError
 from workers.exchange import Breather, Exchange, Trickle, current_exchange
+from workers.guarded import GuardedTransport
 from workers.large import LargeMessages
 from workers.large_http import Shrunk
+from workers.retry_after import retry_after_s
 
 ASIDE_LIMIT_S: Final = 1.0
 _MAX_ASIDES: Final = 64
@@ -49,7 +50,7 @@ _PROBES: Final = [
         if hasattr(socket, option)
     ),
 ]
-_NOT_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+_NOT_SENT: Final = (FleetError, httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _ANSWERS: Final = ("application/json", "text/event-stream")
 _INITIALIZED: Final = "notifications/initialized"
 
@@ -64,10 +65,14 @@ class Wire(httpx2.AsyncBaseTransport):
     A POST never raises: the SDK would end the session, and every other call in it.
     """
 
-    def __init__(self, max_body_bytes: int, large: LargeMessages | None = None) -> None:
-        self._inner = httpx2.AsyncHTTPTransport(
-            verify=_tls(),
-            trust_env=False,
+    def __init__(
+        self,
+        max_body_bytes: int,
+        large: LargeMessages | None = None,
+        networks: Iterable[Network] = (),
+    ) -> None:
+        self._inner = GuardedTransport(
+            networks,
             limits=httpx2.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE_S),
             socket_options=_PROBES,
         )
@@ -102,7 +107,7 @@ class Wire(httpx2.AsyncBaseTransport):
             return _in_its_place()
         exchange.status = response.status_code
         if response.status_code >= 400:
-            exchange.retry_after_s = _retry_after(response.headers)
+            exchange.retry_after_s = retry_after_s(response.status_code, response.headers)
             return await self._refusal(response, exchange)
         if problem := _problem(response):
             exchange.problem = problem
@@ -235,12 +240,6 @@ def open_client(
     )
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    # Loading the certificate store takes longer than a handshake; once per process is enough.
-    return httpx2.create_ssl_context()
-
-
 def _aside(request: httpx2.Request) -> str:
     """Name what is no request of ours; an empty string for a request."""
     if len(request.content) > _MAX_ASIDE_BYTES:
@@ -270,17 +269,3 @@ def _problem(response: httpx2.Response) -> str:
 
 def _content_type(response: httpx2.Response) -> str:
     return response.headers.get("content-type", "").lower()
-
-
-def _retry_after(headers: httpx2.Headers) -> float | None:
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    date = headers.get("date")
-    with suppress(ValueError, TypeError):
-        # Both dates are the server's, so its clock need not agree with ours.
-        later = parsedate_to_datetime(value) - parsedate_to_datetime(date or "")
-        return max(0.0, later.total_seconds())
-    return None

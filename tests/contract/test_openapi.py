@@ -237,7 +237,6 @@ async def test_results_are_checked_only_where_that_is_wanted(shop: Shop, session
     ("code", "said", "told"),
     [
         (404, "the API answered HTTP 404 Not Found: {", {"status": 404}),
-        (429, "the API answered HTTP 429 Too Many", {"status": 429, "retry-after": "7"}),
         (500, "the API answered HTTP 500 Internal", {"status": 500}),
     ],
 )
@@ -249,6 +248,13 @@ async def test_a_refusal_is_the_tools_error_with_status_and_excerpt(
     assert text(result).startswith(said)
     assert 2_000 < len(text(result)) < 2_200
     assert result.body["structuredContent"] == told
+
+
+@requirement("openapi:errors", "quota:pause")
+async def test_an_api_that_is_called_too_often_says_when_to_come_again(session: Session) -> None:
+    error = await failed(session, "status", code=429)
+    assert (error.code, error.retry_after_s, error.dispatched) == (Code.RATE_LIMITED, 7.0, False)
+    assert not session.poisoned
 
 
 @requirement("openapi:errors")
@@ -337,13 +343,13 @@ async def test_a_session_that_ends_takes_its_request_and_its_process_along(shop:
 @requirement("openapi:credentials")
 async def test_a_credential_goes_out_in_its_header(session: Session) -> None:
     seen = await asked(session, "orders_list")
-    assert seen["credential"] == sha256(SECRET.encode()).hexdigest()
+    assert seen["heard"] == sha256(SECRET.encode()).hexdigest()
 
 
 @requirement("openapi:credentials")
 async def test_no_argument_replaces_the_credential(session: Session) -> None:
     seen = await asked(session, "orders_list", Authorization="Bearer somebody-elses")
-    assert seen["credential"] == sha256(SECRET.encode()).hexdigest()
+    assert seen["heard"] == sha256(SECRET.encode()).hexdigest()
 
 
 @requirement("openapi:credentials")

@@ -104,7 +104,7 @@ def test_a_command_that_no_worker_could_start_is_refused(command: Any, why: str)
 @requirement("definitions:command")
 @pytest.mark.parametrize("command", ["npx", "/usr/bin/npx", "/opt/My Server/run", "mcp_server.py"])
 def test_a_bare_name_and_a_whole_path_are_commands(command: str) -> None:
-    assert parse_definition(stdio(command=command)).command == command
+    assert parse_definition(stdio(command=command, args=["server"])).command == command
 
 
 @requirement("definitions:command")
@@ -146,6 +146,7 @@ def test_what_does_not_fit_the_transport_is_refused(document: Any, path: str, wh
         ("https://user:hunter2@mcp.example.com/", "holds a user name or password"),
         ("https://token@mcp.example.com/", "holds a user name or password"),
         ("https://mcp.example.com/mcp#tools", "has a fragment"),
+        ("http://mcp.example.com/mcp", "is not encrypted: use https://"),
         (80, "has to be a string"),
     ],
 )
@@ -236,6 +237,8 @@ def test_networks_that_are_none_are_refused(document: Any, path: str, why: str) 
         ),
         (stdio(credentials={"inject": "env"}), "credentials/name", "is required"),
         (stdio(health={"path": "health"}), "health/path", "has to start with /"),
+        (stdio(health={"path": "//10.0.0.1/"}), "health/path", "names a host"),
+        (stdio(health={"path": "/\\10.0.0.1"}), "health/path", "names a host"),
     ],
 )
 def test_a_value_that_cannot_be_carried_is_refused(document: Any, path: str, why: str) -> None:

@@ -283,7 +283,9 @@ def test_the_program_reads_what_to_serve_and_nothing_of_what_comes_after() -> No
     openapi = parse_definition(shop_definition()).openapi
     assert openapi is not None
     headers = {"authorization": "Bearer hush"}
-    brief = Brief("shop", "http://localhost/v1", openapi, headers, frozenset(headers), 5, 1_000)
+    brief = Brief(
+        "shop", "http://localhost/v1", ("::1/128",), openapi, headers, frozenset(headers), 5, 1_000
+    )
     reading, writing = os.pipe()
     with FileIO(reading) as stdin:
         with FileIO(writing, "w") as worker:
