@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry.database import Database, to_json
+from registry.errors import storable
+
+CALL_FACTS: Final = """
+    'tool', tool, 'server', server_name, 'server_version_id', server_version_id,
+    'tool_version_id', tool_version_id, 'arguments_digest', arguments_digest
+"""
+"""What each entry about a call says of it, for `jsonb_build_object` over rows of `calls`."""
 
 
 async def record(
@@ -19,7 +26,10 @@ async def record(
     tenant: str | None = None,
     run: str | None = None,
 ) -> None:
-    """Write an entry that stands or falls with the transaction."""
+    """Write an entry that stands or falls with the transaction.
+
+    A NUL in ``details``, which Postgres' JSON cannot hold, is written as U+FFFD.
+    """
     await connection.execute(
         text(
             "INSERT INTO audit (tenant_id, actor, event, run_id, details)"
@@ -30,7 +40,7 @@ async def record(
             "actor": actor,
             "event": event,
             "run": run,
-            "details": to_json(details),
+            "details": to_json(storable(details)),
         },
     )
 
