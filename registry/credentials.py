@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -18,13 +17,13 @@ from typing import Final, Literal, Protocol
 from registry.definitions import ServerDefinition
 from registry.errors import Code, FleetError
 from registry.policy import is_named
+from registry.private_files import PrivateFile, UnusableError
 
 logger = logging.getLogger("toolfleet.credentials")
 
 SHARED: Final = "*"
 """The identity of a credential that all tenants without one of their own share."""
 SHORTEST_SECRET: Final = 8
-_OTHERS: Final = 0o077
 
 Secrets = dict[tuple[str, str], str]
 """Secrets by (tenant, server)."""
@@ -64,6 +63,12 @@ class CredentialProvider(Protocol):
         exists. Raises `credential_missing` as `resolve` does.
         """
 
+    async def renewed(self, identity: str, generation: int, definition: ServerDefinition) -> bool:
+        """Say whether there is a newer credential than one that the server has just rejected.
+
+        One that can be renewed is renewed for that, at most once a minute.
+        """
+
 
 class FileProvider:
     """Credentials in a JSON file, ``{tenant: {server: secret}}``, which only its owner may read.
@@ -75,63 +80,79 @@ class FileProvider:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._state: tuple[int, ...] | None = None
+        self._file = PrivateFile(path) if path else None
         self._problem = ""
         self._secrets: Secrets | None = None if path else {}
         self._generations: dict[tuple[str, str], int] = {}
 
     async def resolve(self, tenant_id: str, definition: ServerDefinition) -> Grant | None:
         """See `CredentialProvider.resolve`."""
-        secrets = self._read_if_changed(tenant_id, definition)
         for identity in (tenant_id, SHARED):
-            if (identity, definition.name) in secrets:
-                return self._grant(secrets, identity, definition)
+            if (grant := self.find(identity, definition)) is not None:
+                return grant
         if definition.credentials.required:
-            raise _missing(definition, tenant_id, "")
+            raise missing(definition, tenant_id, "")
         return None
 
     async def resolve_listing(self, definition: ServerDefinition) -> Grant | None:
         """See `CredentialProvider.resolve_listing`; of several tenants it is the first by name."""
-        secrets = self._read_if_changed(SHARED, definition)
-        if (SHARED, definition.name) in secrets or not definition.credentials.required:
-            return await self.resolve(SHARED, definition)
-        tenants = [
+        if (grant := self.find(SHARED, definition)) or not definition.credentials.required:
+            return grant
+        tenants = self.tenants(definition)
+        if not tenants:
+            raise missing(definition, SHARED, "")
+        return self.find(tenants[0], definition)
+
+    async def renewed(self, identity: str, generation: int, definition: ServerDefinition) -> bool:
+        """See `CredentialProvider.renewed`; nothing here can be renewed."""
+        grant = self.find(identity, definition)
+        return grant is not None and grant.generation != generation
+
+    def find(self, identity: str, definition: ServerDefinition) -> Grant | None:
+        """Return what the file has for this very identity; raise `credential_missing`.
+
+        It does so where what is there cannot be used, or where nobody knows what is there.
+        """
+        secrets = self._read_if_changed(identity, definition)
+        return (
+            self._grant(secrets, identity, definition)
+            if (identity, definition.name) in secrets
+            else None
+        )
+
+    def tenants(self, definition: ServerDefinition) -> list[str]:
+        """Return the tenants that may use a server and have a usable secret for it, by name."""
+        return [
             tenant
-            for (tenant, server), secret in sorted(secrets.items())
+            for (tenant, server), secret in sorted((self._secrets or {}).items())
             if server == definition.name
             and is_named(tenant, definition)
-            and not _unfit(secret, definition)
+            and not unfit(secret, definition)
         ]
-        if not tenants:
-            raise _missing(definition, SHARED, "")
-        return self._grant(secrets, tenants[0], definition)
 
     def _grant(self, secrets: Secrets, identity: str, definition: ServerDefinition) -> Grant:
         pair = (identity, definition.name)
         how = definition.credentials
         assert how.inject != "none", "a server that takes no credential was asked about"
         assert how.name is not None
-        if problem := _unfit(secrets[pair], definition):
-            raise _missing(definition, identity, problem)
+        if problem := unfit(secrets[pair], definition):
+            raise missing(definition, identity, problem)
         return Grant(identity, self._generations[pair], how.inject, how.name, secrets[pair])
 
     def _read_if_changed(self, tenant: str, definition: ServerDefinition) -> Secrets:
-        if self._path is not None and (state := _state(self._path)) != self._state:
-            # The state from before the reading: a change during it is another state afterwards.
-            self._state = state
-            try:
-                self._take(_read(self._path))
-            except _UnusableError as error:
-                self._problem = str(error)
-                logger.warning(
-                    "TOOLFLEET_CREDENTIALS_FILE cannot be used: %s; %s",
-                    error,
-                    "no credential is known" if self._secrets is None else "the last ones stay",
-                )
+        try:
+            if self._file and (data := self._file.read_if_changed()) is not None:
+                self._take(_parse(data))
+        except UnusableError as error:
+            self._problem = str(error)
+            logger.warning(
+                "TOOLFLEET_CREDENTIALS_FILE cannot be used: %s; %s",
+                error,
+                "no credential is known" if self._secrets is None else "the last ones stay",
+            )
         if self._secrets is None:
             problem = f"TOOLFLEET_CREDENTIALS_FILE cannot be used: {self._problem}"
-            raise _missing(definition, tenant, problem)
+            raise missing(definition, tenant, problem)
         return self._secrets
 
     def _take(self, found: Secrets) -> None:
@@ -142,45 +163,25 @@ class FileProvider:
         self._secrets = found
 
 
-class _UnusableError(Exception):
-    """A credentials file that cannot be used; its text tells nothing of the contents."""
-
-
-def _state(path: Path) -> tuple[int, ...]:
-    """Return what differs when the file was written, replaced, or opened to others."""
-    try:
-        now = path.stat()
-    except OSError:
-        return ()
-    return (now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-
-
-def _read(path: Path) -> Secrets:
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & _OTHERS:
-                raise _UnusableError("others than its owner may read it (chmod 600 mends that)")
-            data = file.read()
-    except OSError as error:
-        raise _UnusableError(f"it cannot be read ({type(error).__name__})") from None
+def _parse(data: bytes) -> Secrets:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError):  # whose texts quote what they are about
-        raise _UnusableError("it is not JSON, or not whole") from None
+        raise UnusableError("it is not JSON, or not whole") from None
     if not isinstance(document, dict):
-        raise _UnusableError("it is not an object of tenants")
+        raise UnusableError("it is not an object of tenants")
     secrets: Secrets = {}
     for number, (tenant, servers) in enumerate(document.items(), 1):
         if not tenant or not isinstance(servers, dict):
-            raise _UnusableError(f"its entry {number} is not a tenant with an object of servers")
+            raise UnusableError(f"its entry {number} is not a tenant with an object of servers")
         for server, secret in servers.items():
             if not isinstance(secret, str):
-                raise _UnusableError(f"its entry {number} holds a secret that is not a string")
+                raise UnusableError(f"its entry {number} holds a secret that is not a string")
             secrets[tenant, server] = secret
     return secrets
 
 
-def _unfit(secret: str, definition: ServerDefinition) -> str:
+def unfit(secret: str, definition: ServerDefinition) -> str:
     """Say why a secret cannot be used with a server; an empty string if it can."""
     if len(secret) < SHORTEST_SECRET:
         # Text this short is found in any result, so it could not be kept out of them.
@@ -195,11 +196,13 @@ def _unfit(secret: str, definition: ServerDefinition) -> str:
     return ""
 
 
-def _missing(definition: ServerDefinition, tenant: str, problem: str) -> FleetError:
+def missing(definition: ServerDefinition, tenant: str, problem: str) -> FleetError:
+    """Return `credential_missing`, naming server and tenant, and what is wrong if anything is."""
     whose = "all tenants together" if tenant == SHARED else f"tenant {tenant!r}"
     return FleetError(
         Code.CREDENTIAL_MISSING,
         f"there is no usable credential of {whose} for server {definition.name}"
         + (f": {problem}" if problem else ""),
-        hint="an operator has to put one into the file that TOOLFLEET_CREDENTIALS_FILE names",
+        hint="an operator has to set one with `toolfleet credentials set`, or put one into the "
+        "file that TOOLFLEET_CREDENTIALS_FILE names",
     )

@@ -6,6 +6,7 @@ that moment, and not at all when that is another generation than the key's.
 
 from __future__ import annotations
 
+import asyncio
 from weakref import WeakKeyDictionary
 
 from registry.credentials import SHARED, CredentialProvider, Grant
@@ -61,6 +62,12 @@ class Keyring:
             )
         return Credential(grant.inject, grant.name, grant.secret)
 
+    async def renewed(self, key: SessionKey) -> bool:
+        """Say whether there is a newer credential than a key's, which its server has rejected."""
+        return bool(key.identity) and await self._provider.renewed(
+            key.identity, key.generation, self._definition
+        )
+
     def opened(self, session: Session, key: SessionKey) -> None:
         """Watch over the credential of an open session; see `changed`."""
         self._opened[session] = key
@@ -71,7 +78,9 @@ class Keyring:
         for session, key in list(self._opened.items()):
             if session.alive and key.identity:
                 newest[key.identity] = max(key, newest.get(key.identity, key))
-        return [now for key in newest.values() if (now := await self._now(key)) != key]
+        # At the same time: one whose token is late keeps nobody else's waiting.
+        now = await asyncio.gather(*map(self._now, newest.values()))
+        return [key for key, before in zip(now, newest.values(), strict=True) if key != before]
 
     async def _now(self, key: SessionKey) -> SessionKey:
         gone = key._replace(generation=key.generation + 1)
@@ -79,7 +88,8 @@ class Keyring:
             grant = await self._provider.resolve(key.identity, self._definition)
         except FleetError as error:
             # A provider that cannot be asked has taken nothing away.
-            return gone if error.code is Code.CREDENTIAL_MISSING else key
+            lost = {Code.CREDENTIAL_MISSING, Code.CREDENTIAL_EXPIRED}
+            return gone if error.code in lost else key
         return self._key(grant) if grant and grant.identity == key.identity else gone
 
     def _key(self, grant: Grant | None) -> SessionKey:

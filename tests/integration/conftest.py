@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
 from registry.database import Database
+from tests.brokering import Tenancy
+from tests.conftest import fresh_database
 from tests.serving import Api, serving
+
+
+@pytest.fixture(scope="module")
+def shared_database_url(postgres_url: str) -> Iterator[str]:
+    """A database that the tests of one module share."""
+    with fresh_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+async def shared_api(
+    anyio_backend: str, shared_database_url: str, _redis_url: str
+) -> AsyncIterator[Api]:
+    """A running API that the tests of one module share."""
+    database = Database(shared_database_url, application="toolfleet tests")
+    async with serving(database, _redis_url) as api:
+        yield api
+    await database.close()
 
 
 @pytest.fixture
@@ -15,3 +36,9 @@ async def api(database: Database, redis_url: str) -> AsyncIterator[Api]:
     """A running API that nothing else uses."""
     async with serving(database, redis_url) as api:
         yield api
+
+
+@pytest.fixture
+async def tenancy(database: Database, database_url: str, tmp_path: Path) -> Tenancy:
+    """A registry with server `crm` and no credentials."""
+    return await Tenancy.open(database, tmp_path, database_url)
