@@ -34,6 +34,12 @@ _FLAGS: Final = re.compile(
         f"\U0001f3f4{region.translate(_TAGS)}\U000e007f" for region in ("gbeng", "gbsct", "gbwls")
     )
 )
+# What terminals act on (ECMA-48), with what belongs to it: colours, the cursor, titles, links.
+_TERMINAL: Final = re.compile(
+    "(?:\x1b\\[|\x9b)[0-?]*+[ -/]*+[@-~]"
+    "|(?:\x1b[\\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*+(?:\x07|\x1b\\\\|\x9c)"
+    "|\x1b[ -/]*+[0-~]"
+)
 _ENDS_A_SYMBOL: Final = {"So", "Sk", "Sm", "Po", "Pd", "Nd"}
 
 
@@ -57,6 +63,11 @@ def first_hidden(text: str) -> Hidden | None:
     return None
 
 
+def has_hidden(text: str) -> bool:
+    """Say whether a text has any character that could hide something."""
+    return _HIDDEN.search(text) is not None
+
+
 def first_illegal(name: str) -> Hidden | None:
     """Return the first character that no name of a tool may have."""
     found = _HIDDEN.search(name) or _LINES.search(name)
@@ -72,6 +83,32 @@ def first_acting(name: str) -> Hidden | None:
 def is_storable(text: str) -> bool:
     """Say whether the record can keep a text: neither NUL nor lone surrogates."""
     return not _UNSTORABLE.search(text)
+
+
+def hidden_places(text: str) -> set[int]:
+    """Return where characters stand that could hide something, those among them that belong."""
+    if not _HIDDEN.search(text):
+        return set()
+    return {found.start() for found in _HIDDEN.finditer(text)}
+
+
+def without_hiding(text: str) -> str:
+    """Return a text as people write it: terminal sequences and what `first_hidden` finds left out.
+
+    Returns the very text when there is nothing of the kind.
+    """
+    if not _HIDDEN.search(text):
+        return text
+    text = _TERMINAL.sub("", text)
+    flags = {at for flag in _FLAGS.finditer(text) for at in range(*flag.span())}
+    marks_allowed = bool(_RIGHT_TO_LEFT.search(text))
+    hiding = {
+        found.start()
+        for found in _HIDDEN.finditer(text)
+        if found.start() not in flags
+        and not _belongs(text, found.start(), marks_allowed=marks_allowed)
+    }
+    return "".join(character for at, character in enumerate(text) if at not in hiding)
 
 
 def without_hidden(text: str) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from registry.hidden_text import without_hidden
+from registry.plain_text import mentions
 
 _SLICE: Final = 256  # NFKC sorts marks in time with the square of how many follow each other
 _LOOK_ALIKES: Final = str.maketrans(
@@ -49,8 +50,24 @@ def suspicions(text: str) -> Iterator[Suspicion]:
                 yield Suspicion(name, reason, found.group().strip())
 
 
+def spoken(text: str) -> list[Suspicion]:
+    """Return what is said to a model in a tool's result: of each pattern of words its first match.
+
+    What results rightly have (comments of pages, encoded data, empty space) is not looked for.
+    """
+    folded = fold(text)
+    return [
+        Suspicion(name, reason, found.group().strip())
+        for name, reason, expression in _SPOKEN
+        if all(mentions(folded, words) for words in _NEEDED[name])
+        and (found := expression.search(folded))
+    ]
+
+
 def fold(text: str) -> str:
     """Return a text in the form in which its words are matched."""
+    if text.isascii():
+        return without_hidden(text).lower()
     seen = without_hidden(text)
     slices = (seen[at : at + _SLICE] for at in range(0, len(seen), _SLICE))
     plain = "".join(unicodedata.normalize("NFKC", part) for part in slices)
@@ -157,6 +174,42 @@ _SPOKEN: Final = (
         r"\b(?:curl|wget)\b[^|\n]{1,200}\|\W{0,3}(?:sudo )?(?:ba|z|da)?sh\b",
     ),
 )
+_NEEDED: Final[dict[str, tuple[tuple[str, ...], ...]]] = {
+    "override": (
+        ("instruction", "prompt", "directive", "guideline", "training", "safeguard",
+         "restriction", "everything"),
+        ("ignore", "disregard", "forget", "override", "bypass", "supersede", "take"),
+    ),
+    "role": (("unrestricted", "jailbroken", "longer", "mode", "dan", "pretend"), ("you", "there")),
+    "markup": (
+        ("<", "[/inst]", "system"),
+        ("important", "instruction", "hidden", "critical", "system", "assistant", "secret",
+         "admin", "im_", "user", "endoftext", "inst", "sys", "urgent"),
+    ),
+    "secrecy": (
+        ("user", "human", "anyone", "that"),
+        ("not", "n't", "never", "without", "avoid", "keep", "hide", "don"),
+        ("tell", "inform", "mention", "reveal", "disclos", "say", "let", "knowledge", "know",
+         "notice", "find", "aware", "told", "from"),
+    ),
+    "private files": (
+        (".ssh", "id_rsa", "id_dsa", "id_ecdsa", "id_ed25519", ".aws", "/etc/", "mcp.json",
+         "claude_desktop", ".netrc", ".git-cred", ".kube", ".env"),
+    ),
+    "conversation": (("conversation", "chat", "dialogue", "system", "instruction"),
+                     ("send", "post", "forward", "upload", "transmit", "include", "pass", "copy",
+                      "append", "attach", "put", "insert", "leak", "exfil", "provide", "share",
+                      "reveal", "print", "repeat")),
+    "exfiltration": (
+        ("send", "post", "forward", "upload", "transmit", "leak", "exfil", "redirect", "reroute",
+         "bcc", "copy", "change"),
+        ("conversation", "chat", "prompt", "credential", "key", "password", "token", "secret",
+         "environment", "content", "mail", "message", "payment", "transaction", "fund",
+         "recipient", "payee", "destination"),
+    ),
+    "disguise": (("decode", "decrypt", "deobfuscate", "curl", "wget"),),
+}  # fmt: skip
+"""Of each group a text has a word if the pattern is to match: most texts need no pattern."""
 _WRITTEN: Final = (
     _Pattern(
         "comment",

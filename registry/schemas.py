@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import jsonschema_rs
@@ -19,6 +20,7 @@ from registry.schema_cost import refuse_costly
 
 MAX_PROBLEMS = 5
 MAX_PATH = 300
+MOST_PATHS = 10_000
 MAX_BACKTRACKS = 100_000  # steps of one look-around pattern; about 1 ms
 
 
@@ -65,6 +67,12 @@ def refuse_unusable(schema: Any) -> None:
     _validator(to_json(schema))
 
 
+def problem_paths(schema: dict[str, Any], value: Any) -> list[tuple[str | int, ...]]:
+    """Return the path of each part of a value that does not fit, `MOST_PATHS` of them at most."""
+    errors = _validator(to_json(schema)).iter_errors(value)
+    return [tuple(error.instance_path) for error in islice(errors, MOST_PATHS)]
+
+
 def _problems(schema: dict[str, Any], value: Any) -> list[dict[str, str]]:
     try:
         validator = _validator(to_json(schema))
@@ -90,4 +98,6 @@ def _validator(schema_text: str) -> jsonschema_rs.Validator:
         schema_text,
         pattern_options=jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKS),
         offline=True,
+        # An error travels further than the value that it is about: into events and other logs.
+        mask="the value",
     )

@@ -16,12 +16,13 @@ import asyncio
 import json
 import math
 import os
-import secrets
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import Any, Final
 
 from registry.database import to_json
@@ -30,10 +31,13 @@ from workers.exchange import Breather
 from workers.large_reader import FRAME
 from workers.launch import INHERITED
 from workers.listing import Page
+from workers.output_gate import Gate
 
 READ_HERE_BYTES: Final = 65_536
 """What the loop reads itself: measured, the worst JSON of this size takes it 20 ms."""
 JOB_LIMIT_S: Final = 30.0
+GUARDRAIL_VARIABLES: Final = "TOOLFLEET_GUARDRAIL_"
+"""How the names of variables begin that the users' own checks find wherever they run."""
 MOST_HELD: Final = 8
 _MEMORY_PER_BYTE: Final = 120  # measured: 105 for the worst JSON and its redacted copy
 _MEMORY_BASE_BYTES: Final = 256 * 1024 * 1024
@@ -46,7 +50,7 @@ class LargeResult:
     raw: bytes = field(repr=False)
     event: bool
     size_bytes: int
-    secret: str | None = field(repr=False)
+    secrets: Sequence[str] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Redacted:
     is_error: bool
     structured: bool
     preview: str
+    findings: list[dict[str, str]]
 
 
 class ReaderProcess:
@@ -143,7 +148,7 @@ class ReaderProcess:
                 sys.executable, "-P", "-m", "workers.large_reader",
                 str(self._memory_bytes), str(os.getpid()),
                 stdin=PIPE, stdout=PIPE, start_new_session=True,
-                env={name: os.environ[name] for name in INHERITED if name in os.environ},
+                env={name: it for name, it in os.environ.items() if _reaches(name)},
             )  # fmt: skip
         return self._process
 
@@ -167,9 +172,10 @@ class LargeReader:
         tool: str,
         schema: dict[str, Any] | None,
         *,
+        gate: Gate | None = None,
         timeout_s: float | None = None,
     ) -> Redacted:
-        """Check a result against its tool's output schema and redact it; raise as those do.
+        """Have a result pass a gate, by default one of the built-in rules; raise as that does.
 
         Raises `redaction_failed` when that is not done within ``timeout_s``.
         """
@@ -178,7 +184,8 @@ class LargeReader:
             "event": large.event,
             "tool": tool,
             "schema": schema,
-            "secret": large.secret,
+            "secrets": large.secrets,
+            "gate": gate.as_dict() if gate is not None else None,
         }
         facts, encoded = await self.finishing.ask(job, large.raw, timeout_s)
         return Redacted(encoded, **facts)
@@ -190,7 +197,7 @@ class LargeReader:
             "event": large.event,
             "tool": "tools/list",
             "server": server,
-            "secret": large.secret,
+            "secrets": large.secrets,
         }
         facts, encoded = await self.finishing.ask(job, large.raw)
         breather = Breather()
@@ -213,11 +220,11 @@ class LargeMessages:
     ``failure`` is why one could not be shrunk: its session has to be given up.
     """
 
-    def __init__(self, reader: LargeReader, secret: str | None) -> None:
+    def __init__(self, reader: LargeReader, secrets: Sequence[str]) -> None:
         self._reader = reader
-        self._secret = secret
+        self._secrets = secrets
         # No server can know this name, so none can pass off a result of its own as a kept one.
-        self._member = f"toolfleet/{secrets.token_hex(16)}"
+        self._member = f"toolfleet/{token_hex(16)}"
         self._serial = 0
         self._held: dict[int, LargeResult] = {}
         self.failure: FleetError | None = None
@@ -240,7 +247,7 @@ class LargeMessages:
             self.failure = error
             raise
         if facts["result"]:
-            self._held[serial] = LargeResult(raw, event, facts["size"], self._secret)
+            self._held[serial] = LargeResult(raw, event, facts["size"], self._secrets)
             if len(self._held) > MOST_HELD:
                 del self._held[next(iter(self._held))]
         return small
@@ -261,6 +268,15 @@ class LargeMessages:
                 hint="report it to the server's maintainer",
             )
         return self._held.pop(serial)
+
+
+def _reaches(variable: str) -> bool:
+    """Say whether a variable of the worker reaches its reader: what guardrails need too."""
+    return (
+        variable in INHERITED
+        or variable == "PYTHONPATH"
+        or variable.startswith(GUARDRAIL_VARIABLES)
+    )
 
 
 def _failed(job: dict[str, Any], how: str) -> FleetError:

@@ -12,6 +12,7 @@ A job comes on stdin and its answer goes to stdout, each as two lengths, JSON, a
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import hashlib
@@ -27,9 +28,9 @@ from typing import Any, BinaryIO, Final
 
 from registry.database import to_json
 from registry.errors import Code, FleetError
-from registry.redaction import redact
-from registry.schemas import check_result
+from registry.results import let_out
 from workers.listing import read_page
+from workers.output_gate import Gate
 from workers.scrub import Scrubber
 
 FRAME: Final = struct.Struct(">II")
@@ -92,11 +93,14 @@ def shrink(job: dict[str, Any], raw: bytes) -> Answer:
 
 
 def finish(job: dict[str, Any], raw: bytes) -> Answer:
-    """Answer with the redacted result of a tool as JSON; raise what its check or redactor does."""
+    """Answer with the result of a tool as it may leave, as JSON; raise what its gate does."""
     result = (message_of(raw, event=job["event"]) or {})["result"]
-    result = Scrubber(job["secret"]).json(result)
-    check_result(job["tool"], job["schema"], result)
-    clean = redact(result)
+    result = Scrubber(*job["secrets"]).json(result)
+    if job["gate"] is None:
+        clean, findings = let_out(job["tool"], job["schema"], result)
+    else:
+        gate = Gate.from_dict(job["gate"])
+        clean, findings = asyncio.run(gate.result(job["tool"], job["schema"], result))
     try:
         encoded = to_json(clean).encode()
     except ValueError as error:
@@ -110,6 +114,7 @@ def finish(job: dict[str, Any], raw: bytes) -> Answer:
         "sha256": hashlib.sha256(encoded).hexdigest(),
         "preview": _preview(clean, encoded),
         "structured": "structuredContent" in clean,
+        "findings": findings,
     }
     return facts, encoded
 
@@ -117,7 +122,7 @@ def finish(job: dict[str, Any], raw: bytes) -> Answer:
 def page(job: dict[str, Any], raw: bytes) -> Answer:
     """Answer with a page of tools, one after the other; raise as `read_page` does."""
     result = (message_of(raw, event=job["event"]) or {})["result"]
-    read = read_page(result, job["server"], Scrubber(job["secret"]))
+    read = read_page(result, job["server"], Scrubber(*job["secrets"]))
     facts = {"cursor": read.cursor, "sizes": [len(data) for data in read.encoded]}
     return facts, b"".join(read.encoded)
 
@@ -212,7 +217,9 @@ def main() -> None:
             return
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold what tools answered
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a guardrail prints is no answer
+    serve(sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from registry.errors import Code, FleetError
-from registry.redaction import redact
+from registry.output_rules import DEFAULT_RULES
 from tests.contract.test_sessions import (
     FLAGS,
     LIMIT_S,
@@ -29,7 +29,9 @@ from tests.contract.test_sessions import (
 from tests.loop_time import watch_callbacks
 from tests.requirements import requirement
 from tests.waiting import until
+from workers.guardrails import Guardrails
 from workers.large import LargeReader
+from workers.output_gate import Gate
 from workers.session import CallError, Session
 
 pytestmark = pytest.mark.anyio
@@ -94,7 +96,8 @@ async def test_the_largest_result_that_is_read_here_holds_up_nothing_either(
     async with opened("stdio", reader) as session:
         with watch_callbacks(monkeypatch) as held:
             result = await session.call_tool("repeat", arguments, timeout_s=LIMIT_S)
-            redact(result.body)
+            gate = Gate("acme", "echo", "repeat", DEFAULT_RULES, Guardrails())
+            await gate.result("echo_repeat", None, result.body, result.size_bytes)
         assert result.large is None
         assert result.size_bytes > reader.read_here_bytes - 400
         assert held.longest_s < MOST_HELD_S

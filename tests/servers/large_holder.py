@@ -17,7 +17,7 @@ async def main() -> None:
     """Use a reader, then wait for ever."""
     reader = LargeReader(longest_bytes=10_000_000)
     raw = b'{"jsonrpc": "2.0", "id": 1, "result": {"content": []}}'
-    small = LargeResult(raw, event=False, size_bytes=len(raw), secret=None)
+    small = LargeResult(raw, event=False, size_bytes=len(raw))
     await reader.finish(small, "t", None)
     job = None
     if sys.argv[1] == "busy":

@@ -46,7 +46,7 @@ def said(text: str, **rest: Any) -> dict[str, Any]:
 
 def large_result(result: Any, secret: str | None = None) -> LargeResult:
     raw = message(result)
-    return LargeResult(raw, event=False, size_bytes=len(raw), secret=secret)
+    return LargeResult(raw, event=False, size_bytes=len(raw), secrets=(secret,) if secret else ())
 
 
 # -- what the SDK gets in its place
@@ -54,7 +54,7 @@ def large_result(result: Any, secret: str | None = None) -> LargeResult:
 
 @requirement("large:never-read-here")
 async def test_a_small_message_stands_for_a_large_one(reader: LargeReader) -> None:
-    messages = LargeMessages(reader, None)
+    messages = LargeMessages(reader, ())
     raw = message(said("x" * 300_000, isError=True, resultType="complete"))
     small = json.loads(await messages.shrink(raw))
     assert (small["jsonrpc"], small["id"]) == ("2.0", 7)
@@ -68,7 +68,7 @@ async def test_a_small_message_stands_for_a_large_one(reader: LargeReader) -> No
 
 @requirement("large:never-read-here")
 async def test_no_result_of_a_server_passes_for_a_kept_one(reader: LargeReader) -> None:
-    mine, others = LargeMessages(reader, None), LargeMessages(reader, None)
+    mine, others = LargeMessages(reader, ()), LargeMessages(reader, ())
     small = json.loads(await mine.shrink(message(said("x" * 300_000))))["result"]
     assert others.take(small) is None
     assert mine.take(said("hello")) is None
@@ -76,7 +76,7 @@ async def test_no_result_of_a_server_passes_for_a_kept_one(reader: LargeReader) 
 
 @requirement("large:never-read-here")
 async def test_unasked_results_are_not_kept_without_end(reader: LargeReader) -> None:
-    messages = LargeMessages(reader, None)
+    messages = LargeMessages(reader, ())
     first = json.loads(await messages.shrink(message(said("first"))))["result"]
     for _ in range(large.MOST_HELD):
         await messages.shrink(message(said("unasked")))
@@ -99,7 +99,7 @@ async def test_unasked_results_are_not_kept_without_end(reader: LargeReader) -> 
     ],
 )
 async def test_what_is_no_response_is_dropped(reader: LargeReader, raw: bytes) -> None:
-    assert await LargeMessages(reader, None).shrink(raw) == b""
+    assert await LargeMessages(reader, ()).shrink(raw) == b""
 
 
 @requirement("listing:bounded")
@@ -108,7 +108,7 @@ async def test_a_large_answer_that_is_none_ends_its_request(
     reader: LargeReader, member: str
 ) -> None:
     raw = json.dumps({"jsonrpc": "2.0", "id": 7, member: ["x"] * 100_000}).encode()
-    instead = json.loads(await LargeMessages(reader, None).shrink(raw))
+    instead = json.loads(await LargeMessages(reader, ()).shrink(raw))
     assert (instead["id"], instead["error"]["code"]) == ("7", -32700)
     assert instead["error"]["message"].endswith(f"{member}: Input should be an object")
 
@@ -117,14 +117,14 @@ async def test_a_large_answer_that_is_none_ends_its_request(
 async def test_a_large_error_is_cut_short(reader: LargeReader) -> None:
     error = {"code": -32000, "message": "no " * 100_000, "data": ["x"] * 100_000}
     raw = json.dumps({"jsonrpc": "2.0", "id": "a", "error": error}).encode()
-    small = json.loads(await LargeMessages(reader, None).shrink(raw))
+    small = json.loads(await LargeMessages(reader, ()).shrink(raw))
     assert (small["id"], small["error"]["code"], small["error"]["data"]) == ("a", -32000, [])
     assert len(small["error"]["message"]) == 1000
 
 
 @requirement("large:never-read-here")
 async def test_an_event_keeps_its_type_and_id(reader: LargeReader) -> None:
-    messages = LargeMessages(reader, None)
+    messages = LargeMessages(reader, ())
     lines = json.dumps(json.loads(message(said("x" * 300_000))), indent=1).encode().split(b"\n")
     event = b"event: message\nid: 41\n" + b"".join(b"data: %b\n" % line for line in lines) + b"\n"
     small = await messages.shrink(event, event=True)
@@ -195,7 +195,7 @@ async def test_a_result_that_cannot_be_kept_is_refused(
 ) -> None:
     raw = b'{"jsonrpc": "2.0", "id": 1, "result": {"content": %b}}' % content.encode()
     with pytest.raises(FleetError) as refused:
-        await reader.finish(LargeResult(raw, event=False, size_bytes=9, secret=None), "t", None)
+        await reader.finish(LargeResult(raw, event=False, size_bytes=9), "t", None)
     assert refused.value.code is code
     assert (await reader.finish(large_result(said("next")), "t", None)).preview == "next"
 
@@ -271,7 +271,7 @@ async def test_a_result_that_needs_too_much_memory_is_refused() -> None:
     raw = b'{"jsonrpc": "2.0", "id": 1, "result": {"x": [%b0]}}' % (b"[[[[]]]]," * 1_000_000)
     try:
         with pytest.raises(FleetError) as refused:
-            await LargeMessages(reader, None).shrink(raw)
+            await LargeMessages(reader, ()).shrink(raw)
         assert refused.value.code is Code.RESULT_TOO_LARGE
         assert (await reader.finish(large_result(said("after")), "t", None)).preview == "after"
     finally:
@@ -309,7 +309,7 @@ async def test_a_message_on_its_way_does_not_wait_for_results_that_are_checked(
     job = await stopped_in_a_job(reader)
     assert reader.finishing.pid is not None
     async with asyncio.timeout(20):
-        assert await LargeMessages(reader, None).shrink(message(said("x" * 300_000)))
+        assert await LargeMessages(reader, ()).shrink(message(said("x" * 300_000)))
     assert not job.done()
     os.kill(reader.finishing.pid, signal.SIGCONT)
     await job
@@ -319,7 +319,7 @@ async def test_a_message_on_its_way_does_not_wait_for_results_that_are_checked(
 async def test_nothing_of_a_message_is_kept_once_it_was_read(reader: LargeReader) -> None:
     raw = message(said("x" * 300_000))
     before = sys.getrefcount(raw)
-    await reader.finish(LargeResult(raw, event=False, size_bytes=9, secret=None), "t", None)
+    await reader.finish(LargeResult(raw, event=False, size_bytes=9), "t", None)
     await until(lambda: not reader.finishing.busy)
     assert sys.getrefcount(raw) == before
     assert reader.finishing._asking is None

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry import instructions
+from registry.instructions import spoken
 from registry.schema_cost import DEEPEST, LARGEST_BYTES, MOST_OBJECTS
 from registry.screening import (
     LONGEST_NAME,
@@ -290,6 +291,13 @@ def test_instructions_against_the_user_are_found(name: str, text: str) -> None:
     named = [it.problem for it in found(text) if it.kind is INSTRUCTIONS]
     assert any(f"({name})" in problem for problem in named)
     assert suspicious(found(text))
+
+
+@requirement("results:instructions")
+@pytest.mark.parametrize(("name", "text"), POISON)
+def test_in_a_result_the_same_words_are_found(name: str, text: str) -> None:
+    if name not in ("comment", "blob", "padding"):
+        assert name in [it.name for it in spoken(text)]
 
 
 @requirement("screening:instructions")
