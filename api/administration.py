@@ -10,13 +10,15 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
+from api import shown
 from api.auth import actor_of, operators_only
+from api.contract import fails_with, written_as
 from api.operations import label
-from api.rest import PROBLEMS, operations_of
-from api.wire import CreateKey, StrictRoute, answer, applied, preferred_wait
+from api.rest import PREFER, PROBLEMS, operations_of
+from api.wire import CreateKey, RotateKey, StrictRoute, answer, applied, preferred_wait
 from registry import catalog, holds, ingest, rollouts, tenants
 from registry.catalog import ServerVersion
-from registry.definitions import parse_definition
+from registry.definitions import ServerDefinition, parse_definition
 from registry.errors import Code, FleetError
 from registry.openapi import MAX_DOCUMENT_BYTES
 from registry.rollouts import RolloutPlan, RolloutState
@@ -26,6 +28,8 @@ LOOK_EVERY_S: Final = 0.1
 # A document may be escaped in JSON, so its text may be longer than what is measured.
 _MAX_DEFINITION_BYTES: Final = MAX_DOCUMENT_BYTES * 2
 _OPERATORS: Final = [Depends(operators_only)]
+_Definition = Annotated[dict[str, Any], written_as(ServerDefinition)]
+_Version = Annotated[dict[str, Any], written_as(ServerDefinition, in_place=True)]
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=PROBLEMS)
 
@@ -36,8 +40,12 @@ router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=PROBLEMS)
     status_code=201,
     dependencies=_OPERATORS,
     max_body_size=_MAX_DEFINITION_BYTES,
+    responses={
+        200: {"description": "It could be added, and was not", "model": shown.TriedServer},
+        201: {"model": shown.Server},
+    },
 )
-async def add_server(request: Request, body: dict[str, Any], *, dry_run: bool = False) -> Response:
+async def add_server(request: Request, body: _Definition, *, dry_run: bool = False) -> Response:
     """Register a server by its definition; its worker starts and lists its tools.
 
     With ``dry_run`` it is only found out whether that would succeed.
@@ -57,11 +65,12 @@ async def add_server(request: Request, body: dict[str, Any], *, dry_run: bool = 
     status_code=201,
     dependencies=_OPERATORS,
     max_body_size=_MAX_DEFINITION_BYTES,
+    responses={201: {"model": shown.Server}},
 )
 async def add_version(
     request: Request,
     name: str,
-    body: dict[str, Any],
+    body: _Version,
     percent: Annotated[
         float, Query(ge=0, le=100, description="Of a hundred tenants, how many see it")
     ] = 100,
@@ -86,7 +95,7 @@ async def add_version(
     return answer(await _whole(request, await catalog.get_server(database, name)), 201)
 
 
-@router.get("/servers", tags=["servers"])
+@router.get("/servers", tags=["servers"], responses={200: {"model": shown.Servers}})
 async def list_servers(request: Request) -> Response:
     """Show the servers that the caller may use, by name."""
     servers = await catalog.list_servers(operations_of(request).database)
@@ -95,7 +104,7 @@ async def list_servers(request: Request) -> Response:
     return answer({"servers": [_shown(actor, it) for it in servers if may_see(it)]})
 
 
-@router.get("/servers/{name}", tags=["servers"])
+@router.get("/servers/{name}", tags=["servers"], responses={200: {"model": shown.Server}})
 async def get_server(request: Request, name: str) -> Response:
     """Show a server; its definition, versions and rollout are for operators."""
     server = await visible_server(request, name)
@@ -114,7 +123,18 @@ async def remove_server(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/servers/{name}/refresh", tags=["servers"], status_code=202, dependencies=_OPERATORS)
+@router.post(
+    "/servers/{name}/refresh",
+    tags=["servers"],
+    status_code=202,
+    dependencies=_OPERATORS,
+    responses={
+        200: {"description": "They were listed", "model": shown.Server},
+        202: {"description": "They will be listed", "model": shown.Server},
+        **fails_with(502, 504),
+    },
+    openapi_extra=PREFER,
+)
 async def refresh_server(request: Request, name: str) -> Response:
     """Have a server's tools listed anew: 202, or with ``Prefer: wait=N`` 200 once it is done.
 
@@ -128,40 +148,81 @@ async def refresh_server(request: Request, name: str) -> Response:
     return answer(server.as_dict(), 202 if server.stale else 200, applied(wait_s))
 
 
-@router.post("/keys", tags=["keys"], status_code=201, dependencies=_OPERATORS)
+@router.post(
+    "/keys",
+    tags=["keys"],
+    status_code=201,
+    dependencies=_OPERATORS,
+    responses={201: {"model": shown.NewKey}},
+)
 async def create_key(request: Request, body: CreateKey) -> Response:
     """Create an API key; the answer is the one time that it is shown."""
-    lifetime = None if body.lifetime_s is None else timedelta(seconds=body.lifetime_s)
-    if (body.role == "tenant") != (body.tenant is not None):
+    if (body.role == "tenant" and not body.tenant) or (body.role == "operator" and body.tenant):
         raise FleetError(
             Code.INVALID_REQUEST,
             "a key of role tenant names its tenant, and one of role operator names none",
         )
+    actor = actor_of(request)
+    if actor.scopes is not None:
+        actor.scopes.refuse_wider(body.scopes)
     key_id, plaintext = await tenants.create_key(
         operations_of(request).database,
         name=body.name,
         role=Role(body.role),
         tenant=body.tenant,
-        lifetime=lifetime,
+        lifetime=_lifetime(body.lifetime_s),
+        scopes=body.scopes,
+        actor=label(actor),
     )
-    shown = {"id": key_id, "key": plaintext, **body.model_dump(exclude={"lifetime_s"})}
-    return answer(shown, 201)
+    made = {"id": key_id, "key": plaintext, **body.model_dump(exclude={"lifetime_s", "scopes"})}
+    return answer({**made, "scopes": body.scopes and body.scopes.as_dict()}, 201)
 
 
-@router.get("/keys", tags=["keys"], dependencies=_OPERATORS)
+@router.get("/keys", tags=["keys"], dependencies=_OPERATORS, responses={200: {"model": shown.Keys}})
 async def list_keys(request: Request) -> Response:
     """Show every key without its secret."""
     return answer({"keys": await tenants.list_keys(operations_of(request).database)})
 
 
+@router.post(
+    "/keys/{key_id}/rotate",
+    tags=["keys"],
+    status_code=201,
+    dependencies=_OPERATORS,
+    responses={201: {"model": shown.RotatedKey}},
+)
+async def rotate_key(request: Request, key_id: str, body: RotateKey) -> Response:
+    """Make a key that may do what this one may; this one expires once the overlap is over."""
+    actor = actor_of(request)
+    key, plaintext = await tenants.rotate_key(
+        operations_of(request).database,
+        _key_id(key_id),
+        overlap=timedelta(seconds=body.overlap_s),
+        lifetime=_lifetime(body.lifetime_s),
+        within=actor.scopes,
+        actor=label(actor),
+    )
+    request.app.state.keyring.forget()
+    return answer({**key, "key": plaintext}, 201)
+
+
 @router.delete("/keys/{key_id}", tags=["keys"], status_code=204, dependencies=_OPERATORS)
 async def revoke_key(request: Request, key_id: str) -> Response:
     """Revoke a key; the last process knows it two seconds later."""
-    if not (key_id.isascii() and key_id.isalnum()):
-        raise FleetError(Code.NOT_FOUND, f"there is no API key {key_id!r}")
-    await tenants.revoke_key(operations_of(request).database, key_id)
+    database = operations_of(request).database
+    await tenants.revoke_key(database, _key_id(key_id), actor=label(actor_of(request)))
     request.app.state.keyring.forget()
     return Response(status_code=204)
+
+
+def _key_id(text: str) -> str:
+    if not (text.isascii() and text.isalnum()):
+        raise FleetError(Code.NOT_FOUND, f"there is no API key {text!r}")
+    return text
+
+
+def _lifetime(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 async def visible_server(request: Request, name: str) -> ServerVersion:

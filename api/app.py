@@ -7,24 +7,55 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
 
-from api import administration, checkup, errors, health, metrics, rest, rollouts, tenancy
+from api import (
+    administration,
+    approving,
+    auditing,
+    checkup,
+    contract,
+    credentials,
+    errors,
+    health,
+    metrics,
+    rest,
+    rollouts,
+    tenancy,
+)
+from api.addressed import Addressed, Addresses
+from api.auditing import Readers
 from api.auth import Gate, Keyring
+from api.bounds import Bounds
 from api.metrics import Measure
+from api.oidc import make_issuer
 from api.operations import Operations
 from api.waiting import WaitingRoom
 from registry.database import Database
 from registry.settings import Settings
 from workers.client import FleetClient
+from workers.encryption_keys import open_keys
 
 TITLE: Final = "Toolfleet"
 POOL_SIZE: Final = 4
 
 
 class FleetApp(FastAPI):
-    """A FastAPI application whose OpenAPI document says that every route takes a key."""
+    """A FastAPI application whose OpenAPI document says who may ask, and every answer."""
+
+    parts: tuple[APIRouter, ...] = (
+        rest.router,
+        administration.router,
+        rollouts.router,
+        tenancy.router,
+        approving.router,
+        auditing.router,
+        credentials.router,
+        checkup.router,
+        health.router,
+        metrics.router,
+    )
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document."""
@@ -33,13 +64,14 @@ class FleetApp(FastAPI):
             schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
             schemes["key"] = {"type": "http", "scheme": "bearer"}
             document["security"] = [{"key": []}]
+            contract.complete(document, self.parts)
         assert self.openapi_schema is not None
         return self.openapi_schema
 
 
 def create_app(
-    settings: Settings, *, connect: Callable[[str], FleetClient] = FleetClient
-) -> FastAPI:
+    settings: Settings, *, connect: Callable[[str], FleetClient] | None = None
+) -> FleetApp:
     """Return the application; it starts, and answers, while Postgres or Redis is away.
 
     ``connect`` makes the client of the workers from the Redis URL. Raises `ValueError` where a
@@ -54,11 +86,19 @@ def create_app(
             raise ValueError(f"TOOLFLEET_{name.upper()} is empty; `toolfleet up` sets it")
     database = Database(settings.database_url, pool_size=POOL_SIZE, application="toolfleet api")
     figures = CollectorRegistry()
-    keyring = Keyring(database)
+    issuer = make_issuer(settings)
+    keyring = Keyring(database, issuer=issuer)
+    addresses = Addresses(settings.allowed_hosts, settings.allowed_origins)
+    # Arguments are escaped in JSON, so their text may be longer than what is stored.
+    usual_body = settings.max_arguments_bytes * 2
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        client = connect(settings.redis_url)
+        client = (
+            connect(settings.redis_url)
+            if connect is not None
+            else FleetClient(settings.redis_url, local_share=settings.limiter_local_share)
+        )
         room = WaitingRoom(database, client.redis)
         app.state.operations = operations = Operations(settings, database, client, room)
         await room.open()
@@ -68,6 +108,7 @@ def create_app(
             await room.close()
             await operations.close()
             await client.close()
+            await keyring.close()
             await database.close()
 
     app = FleetApp(
@@ -76,15 +117,17 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
-        # Arguments are escaped in JSON, so their text may be longer than what is stored.
-        max_body_size=settings.max_arguments_bytes * 2,
     )
     app.state.keyring = keyring
     app.state.figures = figures
+    app.state.encryption_keys = open_keys(settings)
+    app.state.audit_readers = Readers()
     # The last one added is the first to see a request.
     app.add_middleware(Gate, keyring=keyring)
+    app.add_middleware(Addressed, addresses=addresses)
+    app.add_middleware(Bounds, most_requests=settings.max_requests, usual_body=usual_body)
     errors.install(app)
     app.add_middleware(Measure, figures=figures)
-    for part in (rest, administration, rollouts, tenancy, checkup, health, metrics):
-        app.include_router(part.router)
+    for part in app.parts:
+        app.include_router(part, max_body_size=usual_body)
     return app

@@ -1,16 +1,26 @@
-"""Who asks: one gate before every route, open for health alone."""
+"""Who asks, and what for: one gate before every route, open for health alone.
+
+Invariants:
+ 1. Nothing but `OPEN_PATHS` answers without a credential that is valid.
+ 2. A route that does not say whom it is for (`only`) is for operators and tenants.
+ 3. A key is refused what its scopes leave out before the request's body is read.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.attempts import Attempts, Refusals, source_of
 from api.errors import problem
+from api.oidc import Issuer
 from registry import tenants
 from registry.database import Database
 from registry.errors import Code, FleetError
@@ -18,67 +28,145 @@ from registry.tenants import Actor, Role
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 KEPT_FOR_S: Final = 2.0
-_MOST_KEPT: Final = 1024
+NOTED_EVERY_S: Final = 60.0
+LONGEST_CREDENTIAL: Final = 16_384
+_MOST_KEPT: Final = 4096
+_REFUSED: Final = frozenset(
+    {Code.UNAUTHENTICATED, Code.KEY_EXPIRED, Code.TOKEN_EXPIRED, Code.FORBIDDEN}
+)
+
+logger = logging.getLogger("toolfleet.api")
 
 
 class Keyring:
-    """The keys that were valid a moment ago; a revoked key works for at most `KEPT_FOR_S` more."""
+    """The credentials that were valid a moment ago, and the way to ask about others.
 
-    def __init__(self, database: Database, *, clock: Callable[[], float] = time.monotonic) -> None:
+    A revoked key works for at most `KEPT_FOR_S` more. Who was let in lately is never kept out by
+    the failed attempts of others at the same address.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        issuer: Issuer | None = None,
+        attempts: Attempts | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._database = database
+        self._issuer = issuer
+        self._attempts = attempts or Attempts(clock=clock)
+        self._refusals = Refusals(database)
         self._clock = clock
         self._known: dict[bytes, tuple[float, Actor]] = {}
+        self._noted_at: dict[str, float] = {}
+        self._noting: set[asyncio.Task[None]] = set()
 
-    async def actor(self, plaintext: str) -> Actor:
-        """Return who a key stands for; raise what `tenants.authenticate` raises."""
+    async def actor(self, credential: str, source: str) -> Actor:
+        """Return who holds a key or token; ``source`` is the address that it came from.
+
+        Raises `too_many_attempts`, and what `tenants.authenticate` and `Issuer.actor` raise.
+        """
         asked_at = self._clock()
-        name = hashlib.sha256(plaintext.encode()).digest()
-        kept_until, actor = self._known.get(name, (asked_at, None))
+        name = hashlib.sha256(credential.encode()).digest()
+        kept_until, actor = self._known.get(name, (0.0, None))
         if actor is not None and kept_until > asked_at:
             return actor
-        actor = await tenants.authenticate(self._database, plaintext)
-        if len(self._known) >= _MOST_KEPT:
-            self._known.clear()
-        self._known[name] = (asked_at + KEPT_FOR_S, actor)
+        source = source_of(source)
+        if actor is None:
+            self._attempts.take(source)
+        try:
+            actor, kept_for_s = await self._ask(credential)
+        except FleetError as error:
+            self._known.pop(name, None)
+            if error.code in _REFUSED:
+                self._refusals.note(source, error.code)
+            else:
+                self._attempts.give_back(source)
+            raise
+        if name not in self._known:
+            self._attempts.give_back(source)
+            if len(self._known) >= _MOST_KEPT:
+                self._known.clear()
+        self._known[name] = (asked_at + kept_for_s, actor)
         return actor
 
+    async def close(self) -> None:
+        """Finish what is being written."""
+        if self._issuer is not None:
+            await self._issuer.close()
+        if self._noting:
+            await asyncio.wait(self._noting, timeout=KEPT_FOR_S)
+        await self._refusals.close()
+
     def forget(self) -> None:
-        """Ask the record again for every key."""
-        self._known.clear()
+        """Ask the record or the issuer again for everyone, who was let in all the same."""
+        self._known = {name: (0.0, actor) for name, (_, actor) in self._known.items()}
+
+    async def _ask(self, credential: str) -> tuple[Actor, float]:
+        if self._issuer is not None and self._issuer.may_have_issued(credential):
+            return await self._issuer.actor(credential)
+        actor = await tenants.authenticate(self._database, credential)
+        self._note_use(actor.key_id)
+        return actor, KEPT_FOR_S
+
+    def _note_use(self, key_id: str) -> None:
+        now = self._clock()
+        if now - self._noted_at.get(key_id, float("-inf")) < NOTED_EVERY_S:
+            return
+        if len(self._noted_at) >= _MOST_KEPT:
+            self._noted_at.clear()
+        self._noted_at[key_id] = now
+        task = asyncio.create_task(tenants.note_use(self._database, key_id))
+        self._noting.add(task)
+        task.add_done_callback(self._noted)
+
+    def _noted(self, task: asyncio.Task[None]) -> None:
+        self._noting.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.warning("the use of a key was not noted: %s", error)
 
 
 class Gate:
-    """ASGI middleware: lets a request through with its actor, or answers 401."""
+    """ASGI middleware: lets a request through with its actor, or answers why not."""
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
         self._app = app
         self._keyring = keyring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what carries a valid key, and what needs none."""
+        """Pass on what carries a valid credential, and what needs none."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            source = (scope.get("client") or ("",))[0]
             try:
-                scope.setdefault("state", {})["actor"] = await self._keyring.actor(_key_of(scope))
+                actor = await self._keyring.actor(_credential_of(scope), source)
             except FleetError as error:
                 await problem(error)(scope, receive, send)
                 return
+            scope.setdefault("state", {})["actor"] = actor
         await self._app(scope, receive, send)
 
 
-def _key_of(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, key = value.decode("latin-1").partition(" ")
-            if scheme.lower() == "bearer" and key.strip():
-                return str(key.strip())
-    raise FleetError(
-        Code.UNAUTHENTICATED,
-        "the request carries no API key",
-        hint="send a valid key as 'Authorization: Bearer KEY'",
-    )
+def _credential_of(scope: Scope) -> str:
+    found = [value for name, value in scope["headers"] if name == b"authorization"]
+    if len(found) > 1:
+        raise FleetError(
+            Code.UNAUTHENTICATED,
+            "the request carries more than one Authorization header",
+            hint="send one",
+        )
+    scheme, _, credential = (found[0] if found else b"").decode("latin-1").partition(" ")
+    credential = credential.strip()
+    if scheme.lower() != "bearer" or not credential or len(credential) > LONGEST_CREDENTIAL:
+        raise FleetError(
+            Code.UNAUTHENTICATED,
+            "the request carries no API key",
+            hint="send a valid key as 'Authorization: Bearer KEY'",
+        )
+    return credential
 
 
 def actor_of(request: Request) -> Actor:
@@ -87,12 +175,43 @@ def actor_of(request: Request) -> Actor:
     return actor
 
 
-def operators_only(request: Request) -> None:
-    """Raise `forbidden` unless an operator asks."""
-    actor = actor_of(request)
-    if actor.role is not Role.OPERATOR:
-        raise FleetError(
-            Code.FORBIDDEN,
-            f"the key {actor.name!r} acts for tenant {actor.tenant!r}; this is for operators",
-            hint="ask an operator",
-        )
+class Only:
+    """A dependency of a route: the roles that it is for."""
+
+    def __init__(self, roles: Iterable[Role]) -> None:
+        self.roles = tuple(roles)
+
+    async def __call__(self, request: Request) -> None:
+        """Raise `forbidden` unless one of these roles asks."""
+        self.refuse(actor_of(request))
+
+    def refuse(self, actor: Actor) -> None:
+        """Raise `forbidden` unless an actor has one of these roles."""
+        if actor.role not in self.roles:
+            raise FleetError(
+                Code.FORBIDDEN,
+                f"{actor.name!r} has the role {actor.role.value}; this is for "
+                + " and ".join(f"{role.value}s" for role in self.roles),
+                hint="ask an operator",
+            )
+
+
+def only(*roles: Role) -> Only:
+    """Return a dependency that raises `forbidden` unless one of these roles asks."""
+    return Only(roles)
+
+
+operators_only: Final = only(Role.OPERATOR)
+CALLERS: Final = only(Role.OPERATOR, Role.TENANT)
+
+_SUBJECTS: Final = {"rollouts": "servers", "changes": "servers", "registry": "servers"}
+
+
+def verb_of(tag: str, methods: Iterable[str], path: str) -> str:
+    """Return the verb (`registry.scopes`) that a route of an OpenAPI tag needs."""
+    subject = _SUBJECTS.get(tag, tag)
+    if set(methods) <= {"GET", "HEAD"}:
+        return f"{subject}:read"
+    if subject == "calls" and path.endswith("/cancel"):
+        return "calls:cancel"
+    return f"{subject}:write"

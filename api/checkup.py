@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -11,16 +11,19 @@ from fastapi import APIRouter, Depends, Query, Request
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response
 
+from api import shown
 from api.auth import operators_only
 from api.operations import Operations
 from api.rest import PROBLEMS, operations_of
 from api.wire import StrictRoute, answer
-from registry import catalog, holds, overview
+from registry import catalog, credential_store, holds, notices, overview, sealing
 from registry.catalog import ServerVersion
 from registry.errors import FleetError
+from registry.stored_credential import CredentialState
 
 MOST_SKEW_S: Final = 2.0
 LONGEST_QUEUED_S: Final = 60.0
+LONGEST_UNSEALED_S: Final = 60.0
 _BREAKER_OPEN: Final = 2.0
 
 State = Literal["ok", "warning", "failed"]
@@ -38,7 +41,12 @@ class Finding:
     advice: str = ""
 
 
-@router.get("/checkup", tags=["health"], dependencies=[Depends(operators_only)])
+@router.get(
+    "/checkup",
+    tags=["health"],
+    dependencies=[Depends(operators_only)],
+    responses={200: {"model": shown.Checkup}},
+)
 async def checkup(
     request: Request,
     time_s: Annotated[float | None, Query(description="The caller's clock, since 1970")] = None,
@@ -76,6 +84,11 @@ async def check(
         yield _broker(broker)
         yield _steward(alive=steward)
     yield _clocks(clocks)
+    yield _audit(await sealing.standing(operations.database))
+    for finding in _notices(await notices.counts(operations.database)):
+        yield finding
+    for ailing in await credential_store.ailing(operations.database):
+        yield _credential(ailing)
     async for finding in _servers(operations):
         yield finding
 
@@ -100,6 +113,55 @@ def _steward(*, alive: bool) -> Finding:
         "failed",
         "no steward has shown itself for 15 s",
         "start `toolfleet steward`: without it lost messages and dead workers' calls are not seen",
+    )
+
+
+def _audit(standing: sealing.Standing) -> Finding:
+    if standing.unsealed_s > LONGEST_UNSEALED_S:
+        return Finding(
+            "audit",
+            "failed",
+            f"entries have waited for {standing.unsealed_s:.0f} s to be sealed",
+            "the steward seals them: look at its log",
+        )
+    if not standing.checkpoint:
+        return Finding(
+            "audit",
+            "warning",
+            "no checkpoint of the audit was signed yet",
+            "give the steward a key: `toolfleet audit key --new`, TOOLFLEET_AUDIT_KEY_FILE",
+        )
+    what = f"sealed, and signed at {standing.checkpoint_at} (checkpoint {standing.checkpoint})"
+    return Finding("audit", "ok", what)
+
+
+def _notices(counts: Mapping[str, int]) -> Iterable[Finding]:
+    untold = counts["failing"] + counts["given_up"]
+    if untold:
+        yield Finding(
+            "approvals",
+            "warning",
+            f"the webhook could not be told of {untold} calls that wait; given up: "
+            f"{counts['given_up']}",
+            "look at the steward's log; `toolfleet approvals list` shows the calls",
+        )
+
+
+def _credential(row: dict[str, Any]) -> Finding:
+    check = f"credential of {row['tenant_id']} for {row['server_name']}"
+    problem = (row["problem"] or {}).get("message", "")
+    if row["state"] == CredentialState.NEEDS_CONSENT:
+        return Finding(
+            check,
+            "failed",
+            f"it is no longer accepted: {problem}",
+            "have somebody consent again, and set the new one with `toolfleet credentials set`",
+        )
+    return Finding(
+        check,
+        "warning",
+        f"it was not renewed, {row['failures']} times in a row: {problem}",
+        "it is tried again by itself; until then its token serves as long as it lives",
     )
 
 

@@ -9,10 +9,13 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.wire import encode
+from api.encoding import encode
+from api.rate_headers import headers_of_refusal
 from registry.errors import Code, FleetError
 
 logger = logging.getLogger("toolfleet.api")
@@ -53,7 +56,7 @@ def problem(
 ) -> Response:
     """Return the response that tells a caller about an error."""
     body = problem_body(error, status)
-    sent = dict(headers or {})
+    sent = {**headers_of_refusal(error), **(headers or {})}
     if error.retry_after_s is not None:
         sent["retry-after"] = str(math.ceil(error.retry_after_s))
     if body["status"] == 401:
@@ -96,14 +99,28 @@ def _problem_of(item: dict[str, Any]) -> dict[str, str]:
     return {"path": ".".join(str(part) for part in item["loc"]), "problem": item["msg"]}
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods_of(request)))
     refusal = FleetError(
         _OF_STATUS.get(error.status_code, Code.INVALID_REQUEST),
         str(error.detail),
         hint=_HINTS.get(error.status_code, ""),
     )
-    return problem(refusal, status=error.status_code, headers=dict(error.headers or {}))
+    return problem(refusal, status=error.status_code, headers=headers)
+
+
+def _methods_of(request: Request) -> set[str]:
+    """Return what every route of an address takes: the framework names those of the first."""
+    routes = (route for part in request.app.parts for route in part.routes)
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in getattr(route, "methods", None) or ()
+    }
 
 
 class LastResort:
@@ -127,8 +144,14 @@ class LastResort:
 
         try:
             await self._app(scope, receive, noting)
+        except ClientDisconnect:
+            logger.debug("%s %s: the client went before its request was whole", *_what(scope))
         except Exception:
             if scope["type"] != "http" or begun:
                 raise
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            logger.exception("%s %s failed", *_what(scope))
             await problem(_INTERNAL)(scope, receive, send)
+
+
+def _what(scope: Scope) -> tuple[str, str]:
+    return scope["method"], scope["path"]

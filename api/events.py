@@ -10,8 +10,9 @@ from typing import Any, Final
 from starlette.responses import StreamingResponse
 from starlette.types import Send
 
+from api.encoding import encode
 from api.waiting import LOOK_EVERY_S, Row, WaitingRoom, ended
-from api.wire import call_body, encode
+from api.wire import call_body
 from registry.errors import FleetError
 
 HEARTBEAT_EVERY_S: Final = 15.0

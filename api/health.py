@@ -9,6 +9,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from api import shown
 from api.rest import operations_of
 from api.wire import answer
 from registry.errors import FleetError
@@ -18,13 +19,19 @@ CHECK_WITHIN_S: Final = 2.0
 router = APIRouter(tags=["health"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses={200: {"model": shown.Alive}})
 async def healthz() -> Response:
     """Say that the process runs."""
     return answer({"status": "ok"})
 
 
-@router.get("/readyz", responses={503: {"description": "Not ready: see which part is away"}})
+@router.get(
+    "/readyz",
+    responses={
+        200: {"model": shown.Ready},
+        503: {"description": "Not ready: see which part is away", "model": shown.Ready},
+    },
+)
 async def readyz(request: Request) -> Response:
     """Say whether calls can be taken, and which part is away if not."""
     operations = operations_of(request)

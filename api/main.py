@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import socket
 from contextlib import suppress
 from typing import Final
@@ -11,7 +10,10 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
+from api.addressed import check_binding
 from api.app import create_app
+from api.protocol import bounded
+from registry.discretion import log_discreetly
 from registry.settings import Settings, get_settings
 
 GRACE_S: Final = 3
@@ -32,13 +34,18 @@ class Server(uvicorn.Server):
 
 
 def make_server(settings: Settings, app: FastAPI | None = None) -> Server:
-    """Return the API's server, not started, on the settings' host and port."""
+    """Return the API's server, not started, on the settings' host and port.
+
+    Raises `ValueError` for a host that others can reach while no allowed host is named.
+    """
+    check_binding(settings)
     app = app or create_app(settings)
     config = uvicorn.Config(
         app,
         host=settings.api_host,
         port=settings.api_port,
         loop="uvloop",
+        http=bounded(settings.receive_within),
         ws="none",
         lifespan="on",
         access_log=False,
@@ -52,9 +59,7 @@ def make_server(settings: Settings, app: FastAPI | None = None) -> Server:
 
 def main() -> None:
     """Serve the API until SIGTERM or SIGINT."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    log_discreetly()
     server = make_server(get_settings())
     # What importing left behind lives as long as the process: collecting it again and again, with
     # every caller waiting, finds nothing.

@@ -13,18 +13,19 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import operators_only
 from api.operations import Operations
 from api.rest import operations_of
-from registry import holds, overview
+from api.wire import StrictRoute
+from registry import holds, notices, overview, sealing
 from registry.errors import FleetError
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=StrictRoute)
 
 
 class Measure:
@@ -77,7 +78,11 @@ class Measure:
             self._seconds.labels(method, route).observe(self._clock() - begun)
 
 
-@router.get("/metrics", dependencies=[Depends(operators_only)])
+@router.get(
+    "/metrics",
+    dependencies=[Depends(operators_only)],
+    response_class=PlainTextResponse,
+)
 async def metrics(request: Request) -> Response:
     """Show every figure of the fleet as Prometheus text."""
     operations = operations_of(request)
@@ -120,7 +125,24 @@ async def _fleet_figures(operations: Operations) -> list[Metric]:
         "Changes of tools that wait for an operator",
         labels=["server", "change"],
     )
-    parts = {"database": 0.0, "broker": 0.0}
+    unsealed = GaugeMetricFamily(
+        "toolfleet_audit_unsealed_seconds",
+        "For how long the oldest entry of the audit has waited to be sealed",
+    )
+    told = GaugeMetricFamily(
+        "toolfleet_approval_notices",
+        "Calls that wait for an approval, by whether the webhook has been told of them",
+        labels=["state"],
+    )
+    submissions = GaugeMetricFamily(
+        "toolfleet_submissions_weighed",
+        "Submissions of tenants with limits since this process started, by limit and outcome",
+        labels=["limit", "outcome"],
+    )
+    limiter = operations.client.limiter
+    for (limit, outcome), count in sorted(limiter.counts.items()):
+        submissions.add_metric([limit, outcome], count)
+    parts = {"database": 0.0, "broker": 0.0, "limiter": float(not limiter.away)}
     try:
         unfinished = await overview.unfinished_calls(operations.database)
         for state in ("queued", "running", "awaiting_approval"):
@@ -130,6 +152,9 @@ async def _fleet_figures(operations: Operations) -> list[Metric]:
             workers.add_metric([server], count)
         for (server, kind), count in (await holds.counts(operations.database)).items():
             held.add_metric([server, kind], count)
+        unsealed.add_metric([], (await sealing.standing(operations.database)).unsealed_s)
+        for notice, count in (await notices.counts(operations.database)).items():
+            told.add_metric([notice], count)
         parts["database"] = 1.0
         for server, length in (await operations.client.queue_lengths(list(living))).items():
             queues.add_metric([server], length)
@@ -139,7 +164,7 @@ async def _fleet_figures(operations: Operations) -> list[Metric]:
         pass  # the figure `up` says it
     for part, value in parts.items():
         up.add_metric([part], value)
-    return [up, queues, calls, workers, held]
+    return [up, queues, calls, workers, held, submissions, unsealed, told]
 
 
 class _Families(Collector):

@@ -17,6 +17,8 @@ from typing import Any, Final
 
 from api.waiting import Row, WaitingRoom
 from registry import approvals, calls, runs, submission
+from registry.approvals import Verdict
+from registry.bindings import Sealer
 from registry.calls import CallState, NewCall, StopAnswer, Submitted
 from registry.database import Database, GroupCommit
 from registry.discovery import best_fitting
@@ -28,7 +30,7 @@ from registry.settings import Settings
 from registry.snapshots import Shelf, differences, shown
 from registry.submission import Wish
 from registry.tenants import Actor
-from workers.client import FleetClient, Message
+from workers.client import FleetClient, Message, Standing
 
 RUN_KEPT_S: Final = 5.0
 OFFER_EVERY_S: Final = 1.0
@@ -58,6 +60,7 @@ class Operations:
         self.room = room
         self.offers = Offers(database)
         self.policies = Policies(database, clock=clock)
+        self.sealer = Sealer(settings.secret_key.get_secret_value())
         self._shelf = Shelf(database)
         self._offer_asked_at = float("-inf")
         self._clock = clock
@@ -86,13 +89,18 @@ class Operations:
         limit: int | None = None,
         exposure: Exposure = Exposure.ALL,
     ) -> Run:
-        """Start a run; raise `forbidden` when a tenant's key names another tenant."""
+        """Start a run; raise `forbidden` when a tenant's key names another tenant.
+
+        A key that is narrowed to servers starts runs with those; raises `out_of_scope` for others.
+        """
         if actor.tenant is not None and tenant not in (None, actor.tenant):
             raise FleetError(
                 Code.FORBIDDEN,
                 f"the key {actor.name!r} acts for tenant {actor.tenant!r}, not for {tenant!r}",
                 hint="leave tenant out, or use that tenant's key",
             )
+        if actor.scopes is not None:
+            servers = actor.scopes.narrow(servers)
         return await runs.start_run(
             self.database,
             tenant=actor.tenant or tenant or "default",
@@ -140,11 +148,20 @@ class Operations:
 
     # -- calls ------------------------------------------------------------------------------
 
-    async def submit(self, actor: Actor, run_id: str, wish: Wish, *, wait_s: float = 0) -> Row:
+    async def submit(
+        self,
+        actor: Actor,
+        run_id: str,
+        wish: Wish,
+        *,
+        wait_s: float = 0,
+        on_standing: Callable[[list[Standing]], None] | None = None,
+    ) -> Row:
         """Commit a call and send it; return its row when it has ended or ``wait_s`` is over.
 
-        A known idempotency key gives the earlier call. Raises what `submission.prepare` and
-        `registry.calls.submit` raise; once the call is committed nothing is raised any more.
+        A known idempotency key gives the earlier call. ``on_standing`` is told where the tenant
+        stands with its rates, if it has any. Raises what `submission.prepare`, `submit_within`
+        and `registry.calls.submit` raise; once the call is committed nothing is raised any more.
         """
         run = await self._open_run(actor, run_id)
         policy = await self.policies.of(run.tenant)
@@ -152,7 +169,7 @@ class Operations:
             self.database, run, wish, self.settings, policy, self._blocked()
         )
         with self.room.expect(call.id) as hint:
-            submitted = await self._commit(call)
+            submitted = await self._commit(call, on_standing)
             if submitted.created and call.state is CallState.QUEUED:
                 self._tell(self._send(call))
             try:
@@ -193,21 +210,32 @@ class Operations:
 
     # -- approvals --------------------------------------------------------------------------
 
-    async def decide(self, actor: Actor, call_id: str, *, approve: bool, reason: str | None) -> Row:
-        """Approve or deny a call that waits; return its row.
+    async def decide(self, actor: Actor, verdict: Verdict) -> dict[str, Any]:
+        """Approve or deny a call that waits; return it as its approvers see it.
 
-        Raises `unknown_call`, `already_decided`.
+        Raises what `registry.approvals.decide` raises.
         """
-        if not _ID.fullmatch(call_id):
-            raise _unknown_call(call_id)
+        if not _ID.fullmatch(verdict.call):
+            raise _unknown_call(verdict.call)
         decided = await approvals.decide(
-            self.database, call_id, approve=approve, actor=label(actor), reason=reason
+            self.database,
+            self.sealer,
+            verdict,
+            actor=label(actor),
+            holds=self.settings.approval_holds,
+            tenant=actor.tenant,
         )
         if decided.unsent is not None:
             self._tell(self._send_message(Message(**vars(decided.unsent))))
-        else:
-            self._tell(self.client.signals.ended([call_id]))
-        return await self.get_call(actor, call_id)
+        elif decided.state.final:
+            self._tell(self.client.signals.ended([verdict.call]))
+        return await self.approval(actor, verdict.call)
+
+    async def approval(self, actor: Actor, call_id: str) -> dict[str, Any]:
+        """Return a call as its approvers see it; raise `unknown_call`."""
+        if not _ID.fullmatch(call_id):
+            raise _unknown_call(call_id)
+        return await approvals.shown(self.database, self.sealer, call_id, tenant=actor.tenant)
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -236,9 +264,14 @@ class Operations:
             raise _unknown_run(run_id)
         return run
 
-    async def _commit(self, call: NewCall) -> Submitted:
+    async def _commit(
+        self, call: NewCall, on_standing: Callable[[list[Standing]], None] | None
+    ) -> Submitted:
+        admission = self.client.admission.telling(on_standing)
         try:
-            outcome = await self._submissions.add(call)
+            outcome = await submission.submit_within(
+                self.database, call, admission, self._submissions.add
+            )
         except FleetError as error:
             if error.code is not Code.STORE_UNAVAILABLE:
                 raise
@@ -289,7 +322,7 @@ class Operations:
 
 def label(actor: Actor) -> str:
     """Return how the audit names who asked."""
-    return f"key:{actor.key_id}"
+    return actor.label
 
 
 def _run_id(text: str) -> str:

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Query, Request
 from starlette.responses import Response, StreamingResponse
 
+from api import shown
 from api.auth import actor_of
-from api.errors import PROBLEM
 from api.events import EventStream, story
 from api.operations import Operations, label
+from api.rate_headers import headers_of
 from api.wire import (
     StartRun,
     StrictRoute,
@@ -28,12 +29,13 @@ from registry import artifacts, overview
 from registry.discovery import LARGEST_LIMIT, LONGEST_INTENT
 from registry.runs import Exposure, sign_run_token
 from registry.submission import Wish
+from workers.client import Standing
 
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    "4XX": {"description": "Refused: see `code` and `hint`", "content": {PROBLEM: {}}},
-    "5XX": {"description": "Failed: see `code` and `retryable`", "content": {PROBLEM: {}}},
+    500: {"description": "A failure inside", "model": shown.Problem}
 }
-_PREFER: Final[dict[str, Any]] = {
+"""Every route answers with problems; `api.contract` says with which."""
+PREFER: Final[dict[str, Any]] = {
     "parameters": [
         {
             "name": "Prefer",
@@ -41,8 +43,22 @@ _PREFER: Final[dict[str, Any]] = {
             "schema": {"type": "string"},
             "example": "wait=30",
             "description": "Seconds to await the end (RFC 7240); without it the answer is 202",
+        }
+    ]
+}
+_EVENT: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {"event": {"enum": ["state", "progress"]}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
+_SUBMIT: Final[dict[str, Any]] = {
+    "parameters": [
+        *PREFER["parameters"],
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
         },
-        {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string"}},
     ]
 }
 
@@ -58,7 +74,16 @@ def operations_of(request: Request) -> Operations:
 # A request is matched against the routes in this order: the busiest come first.
 
 
-@router.post("/runs/{run_id}/calls", tags=["calls"], status_code=202, openapi_extra=_PREFER)
+@router.post(
+    "/runs/{run_id}/calls",
+    tags=["calls"],
+    status_code=202,
+    openapi_extra=_SUBMIT,
+    responses={
+        200: {"description": "It has ended", "model": shown.Call},
+        202: {"description": "It has not ended yet", "model": shown.Call},
+    },
+)
 async def submit_call(request: Request, run_id: str, body: SubmitCall) -> Response:
     """Submit a call: 200 with the finished call, else 202 with where to ask for it."""
     operations = operations_of(request)
@@ -68,15 +93,19 @@ async def submit_call(request: Request, run_id: str, body: SubmitCall) -> Respon
         tool=body.tool,
         arguments=body.arguments,
         actor=label(actor),
+        scopes=actor.scopes,
         idempotency_key=idempotency_key(request.headers, body.idempotency_key),
         timeout_s=body.timeout_s,
         traceparent=traceparent(request.headers),
     )
-    row = await operations.submit(actor, run_id, wish, wait_s=wait_s or 0)
-    return call_answer(row, applied(wait_s))
+    standings: list[Standing] = []
+    row = await operations.submit(
+        actor, run_id, wish, wait_s=wait_s or 0, on_standing=standings.extend
+    )
+    return call_answer(row, {**applied(wait_s), **headers_of(standings)})
 
 
-@router.get("/calls/{call_id}", tags=["calls"])
+@router.get("/calls/{call_id}", tags=["calls"], responses={200: {"model": shown.Call}})
 async def get_call(
     request: Request,
     call_id: str,
@@ -88,7 +117,9 @@ async def get_call(
     return answer(call_body(await operations.get_call(actor_of(request), call_id, wait_s=wait_s)))
 
 
-@router.post("/calls/{call_id}/cancel", tags=["calls"])
+@router.post(
+    "/calls/{call_id}/cancel", tags=["calls"], responses={200: {"model": shown.StoppedCall}}
+)
 async def cancel_call(request: Request, call_id: str) -> Response:
     """Stop a call; `answer` says what that could still do."""
     said, row = await operations_of(request).stop_call(actor_of(request), call_id)
@@ -98,8 +129,13 @@ async def cancel_call(request: Request, call_id: str) -> Response:
 @router.get(
     "/calls/{call_id}/events",
     tags=["calls"],
+    status_code=200,
+    response_class=EventStream,
     responses={
-        200: {"description": "`state` and `progress`", "content": {"text/event-stream": {}}}
+        200: {
+            "description": "Events `state` and `progress`",
+            "content": {"text/event-stream": {"schema": _EVENT}},
+        }
     },
 )
 async def call_events(request: Request, call_id: str) -> Response:
@@ -131,7 +167,7 @@ async def get_artifact(
     return StreamingResponse(content, headers=headers, media_type=artifact.media_type)
 
 
-@router.get("/runs/{run_id}/calls", tags=["calls"])
+@router.get("/runs/{run_id}/calls", tags=["calls"], responses={200: {"model": shown.Calls}})
 async def list_calls(request: Request, run_id: str) -> Response:
     """Show the newest 100 calls of a run, newest first."""
     operations = operations_of(request)
@@ -140,34 +176,39 @@ async def list_calls(request: Request, run_id: str) -> Response:
     return answer({"calls": [call_body(row) for row in rows]})
 
 
-@router.post("/runs", tags=["runs"], status_code=201)
+@router.post("/runs", tags=["runs"], status_code=201, responses={201: {"model": shown.StartedRun}})
 async def start_run(request: Request, body: StartRun) -> Response:
-    """Start a run, pinned to the tools that its tenant may use now."""
-    operations = operations_of(request)
+    """Start a run, pinned to the tools that its tenant may use now.
+
+    Its `run_token` lets raw Celery clients call its tools; a narrowed key gets none.
+    """
+    operations, actor = operations_of(request), actor_of(request)
     run = await operations.start_run(
-        actor_of(request),
+        actor,
         tenant=body.tenant,
         servers=body.servers,
         intent=body.intent,
         limit=body.limit,
         exposure=Exposure(body.exposure),
     )
-    token = sign_run_token(run, operations.settings.secret_key.get_secret_value())
+    token = None
+    if actor.scopes is None:  # a token knows of no scopes, and so would reach past them
+        token = sign_run_token(run, operations.settings.secret_key.get_secret_value())
     location = {"location": f"/v1/runs/{run.id}"}
     return await run_answer(run, 201, location, run_token=token)
 
 
-@router.get("/runs/{run_id}", tags=["runs"])
+@router.get("/runs/{run_id}", tags=["runs"], responses={200: {"model": shown.Run}})
 async def get_run(request: Request, run_id: str) -> Response:
     """Show a run and its tools."""
     return await run_answer(await operations_of(request).get_run(actor_of(request), run_id))
 
 
-@router.get("/runs/{run_id}/tools", tags=["runs"])
+@router.get("/runs/{run_id}/tools", tags=["runs"], responses={200: {"model": shown.FoundTools}})
 async def find_tools(
     request: Request,
     run_id: str,
-    query: Annotated[str, Query(min_length=1, max_length=LONGEST_INTENT)],
+    query: Annotated[str, Query(min_length=1, max_length=LONGEST_INTENT, pattern=r"^[^\x00]*$")],
     limit: Annotated[int, Query(ge=1, le=LARGEST_LIMIT)] = 10,
 ) -> Response:
     """Show the tools of a run that fit a task best, the best first."""
@@ -176,13 +217,13 @@ async def find_tools(
     return answer({"tools": await operations.find_tools(run, query, limit)})
 
 
-@router.post("/runs/{run_id}/cancel", tags=["runs"])
+@router.post("/runs/{run_id}/cancel", tags=["runs"], responses={200: {"model": shown.EndedRun}})
 async def cancel_run(request: Request, run_id: str) -> Response:
     """Cancel a run: its queued calls never run, its running calls are stopped."""
     return await _end_run(request, run_id, cancel=True)
 
 
-@router.post("/runs/{run_id}/close", tags=["runs"])
+@router.post("/runs/{run_id}/close", tags=["runs"], responses={200: {"model": shown.EndedRun}})
 async def close_run(request: Request, run_id: str) -> Response:
     """Close a run: it takes no more calls; those it has go on."""
     return await _end_run(request, run_id, cancel=False)

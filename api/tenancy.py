@@ -1,4 +1,4 @@
-"""The routes of tiers, tenants, approvals, the audit, and the registry as one document."""
+"""The routes of tiers, tenants, and the registry as one document."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Path, Query, Request
 from starlette.responses import Response
 
+from api import shown
 from api.auth import actor_of, operators_only
+from api.contract import written_as
 from api.operations import label
 from api.rest import PROBLEMS, operations_of
-from api.wire import Decide, StrictRoute, answer, call_body
-from registry import approvals, audit, document, policies
+from api.wire import StrictRoute, answer
+from registry import document, policies
+from registry.document import RegistryDocument
 from registry.errors import Code, FleetError
 from registry.policy import TenantPolicy
-from registry.tiers import parse_tenant, parse_tier
+from registry.tiers import TenantDefinition, TierDefinition, parse_tenant, parse_tier
 
 _OPERATORS: Final = [Depends(operators_only)]
+_Tier = Annotated[dict[str, Any], written_as(TierDefinition, in_place=True)]
+_Tenant = Annotated[dict[str, Any], written_as(TenantDefinition, in_place=True)]
+_Registry = Annotated[dict[str, Any], written_as(RegistryDocument)]
 _MOST: Final = 1_000
 MAX_REGISTRY_BYTES: Final = 64_000_000
 _Limit = Annotated[int, Query(ge=1, le=_MOST)]
@@ -27,15 +33,22 @@ _Text = Annotated[str | None, Query(max_length=200, pattern=r"^[^\x00]*$")]
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=PROBLEMS)
 
 
-@router.get("/tiers", tags=["tenants"], dependencies=_OPERATORS)
+@router.get(
+    "/tiers", tags=["tenants"], dependencies=_OPERATORS, responses={200: {"model": shown.Tiers}}
+)
 async def list_tiers(request: Request) -> Response:
     """Show every tier by name."""
     tiers = await policies.list_tiers(operations_of(request).database)
     return answer({"tiers": [tier.model_dump(mode="json") for tier in tiers]})
 
 
-@router.put("/tiers/{name}", tags=["tenants"], dependencies=_OPERATORS)
-async def put_tier(request: Request, name: str, body: dict[str, Any]) -> Response:
+@router.put(
+    "/tiers/{name}",
+    tags=["tenants"],
+    dependencies=_OPERATORS,
+    responses={200: {"model": shown.Tier}},
+)
+async def put_tier(request: Request, name: str, body: _Tier) -> Response:
     """Add a tier, or change it for all its tenants: within a second it holds everywhere."""
     tier = parse_tier(_named(name, body, "tier"))
     await policies.put_tier(operations_of(request).database, tier, actor=label(actor_of(request)))
@@ -53,14 +66,16 @@ async def remove_tier(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/tenants", tags=["tenants"], dependencies=_OPERATORS)
+@router.get(
+    "/tenants", tags=["tenants"], dependencies=_OPERATORS, responses={200: {"model": shown.Tenants}}
+)
 async def list_tenants(request: Request) -> Response:
     """Show every tenant, in the order in which they came."""
     tenants = await policies.list_tenants(operations_of(request).database)
     return answer({"tenants": [_shown(policy) for policy in tenants]})
 
 
-@router.get("/tenants/{name}", tags=["tenants"])
+@router.get("/tenants/{name}", tags=["tenants"], responses={200: {"model": shown.Tenant}})
 async def get_tenant(request: Request, name: str) -> Response:
     """Show a tenant and the limits that hold for it; a tenant's key sees its own."""
     if "\0" in name or actor_of(request).tenant not in {None, name}:
@@ -68,8 +83,13 @@ async def get_tenant(request: Request, name: str) -> Response:
     return answer(_shown(await policies.get_tenant(operations_of(request).database, name)))
 
 
-@router.put("/tenants/{name}", tags=["tenants"], dependencies=_OPERATORS)
-async def put_tenant(request: Request, name: str, body: dict[str, Any]) -> Response:
+@router.put(
+    "/tenants/{name}",
+    tags=["tenants"],
+    dependencies=_OPERATORS,
+    responses={200: {"model": shown.Tenant}},
+)
+async def put_tenant(request: Request, name: str, body: _Tenant) -> Response:
     """Add a tenant, or change what it may do: within a second it holds everywhere."""
     tenant = parse_tenant(_named(name, body, "tenant"))
     database = operations_of(request).database
@@ -77,60 +97,25 @@ async def put_tenant(request: Request, name: str, body: dict[str, Any]) -> Respo
     return answer(_shown(await policies.get_tenant(database, tenant.name)))
 
 
-@router.get("/approvals", tags=["approvals"])
-async def list_approvals(request: Request, limit: _Limit = 100) -> Response:
-    """Show the calls that wait for an approval, the oldest first; a tenant's key sees its own."""
-    waiting = await approvals.waiting(
-        operations_of(request).database, tenant=actor_of(request).tenant, limit=limit
-    )
-    return answer({"approvals": waiting})
-
-
-@router.post("/approvals/{call_id}/approve", tags=["approvals"], dependencies=_OPERATORS)
-async def approve(request: Request, call_id: str, body: Decide) -> Response:
-    """Let a waiting call run: its deadline begins now."""
-    return await _decide(request, call_id, body, approve=True)
-
-
-@router.post("/approvals/{call_id}/deny", tags=["approvals"], dependencies=_OPERATORS)
-async def deny(request: Request, call_id: str, body: Decide) -> Response:
-    """End a waiting call as denied."""
-    return await _decide(request, call_id, body, approve=False)
-
-
-@router.get("/audit", tags=["audit"], dependencies=_OPERATORS)
-async def list_audit(
-    request: Request,
-    tenant: _Text = None,
-    run: _Text = None,
-    call: _Text = None,
-    event: _Text = None,
-    before: Annotated[int | None, Query(ge=1, lt=2**63)] = None,
-    limit: _Limit = 100,
-) -> Response:
-    """Show what was changed by whom, newest first; ``event`` may be a family such as `call.*`."""
-    found = await audit.entries(
-        operations_of(request).database,
-        tenant=tenant,
-        run=run,
-        call=call,
-        event=event,
-        before=before,
-        limit=limit,
-    )
-    return answer({"entries": found})
-
-
-@router.get("/registry", tags=["registry"], dependencies=_OPERATORS)
+@router.get(
+    "/registry",
+    tags=["registry"],
+    dependencies=_OPERATORS,
+    responses={200: {"model": shown.Registry}},
+)
 async def export_registry(request: Request) -> Response:
     """Show the whole registry as one document, with the values of `env` and `headers`."""
     return answer((await document.export(operations_of(request).database)).as_dict())
 
 
 @router.put(
-    "/registry", tags=["registry"], dependencies=_OPERATORS, max_body_size=MAX_REGISTRY_BYTES
+    "/registry",
+    tags=["registry"],
+    dependencies=_OPERATORS,
+    max_body_size=MAX_REGISTRY_BYTES,
+    responses={200: {"model": shown.AppliedRegistry}},
 )
-async def apply_registry(request: Request, body: dict[str, Any], dry_run: bool = False) -> Response:
+async def apply_registry(request: Request, body: _Registry, dry_run: bool = False) -> Response:
     """Make a document so, in one transaction, or only show how; what it does not name goes."""
     wanted = await asyncio.to_thread(document.parse_document, body)
     steps = await document.apply(
@@ -142,19 +127,17 @@ async def apply_registry(request: Request, body: dict[str, Any], dry_run: bool =
     return answer({"steps": [vars(step) for step in steps], "applied": not dry_run})
 
 
-@router.get("/snapshots/{before}/changes/{after}", tags=["registry"], dependencies=_OPERATORS)
+@router.get(
+    "/snapshots/{before}/changes/{after}",
+    tags=["registry"],
+    dependencies=_OPERATORS,
+    responses={200: {"model": shown.Differences}},
+)
 async def compare_snapshots(request: Request, before: _Digest, after: _Digest) -> Response:
     """Show how the tools of two snapshots differ."""
     operations = operations_of(request)
     changes = await operations.compare_snapshots(before, after)
     return answer({"before": before, "after": after, "changes": changes})
-
-
-async def _decide(request: Request, call_id: str, body: Decide, *, approve: bool) -> Response:
-    row = await operations_of(request).decide(
-        actor_of(request), call_id, approve=approve, reason=body.reason
-    )
-    return answer(call_body(row))
 
 
 def _named(name: str, body: dict[str, Any], what: str) -> dict[str, Any]:
@@ -171,6 +154,7 @@ def _shown(policy: TenantPolicy) -> dict[str, Any]:
         **policy.tenant.model_dump(mode="json"),
         "own_limits": policy.tenant.limits.model_dump(mode="json"),
         "limits": policy.limits.model_dump(mode="json"),
+        "output": policy.output.as_dict(),
         "priority": policy.tier.priority,
         "ordinal": policy.ordinal,
     }

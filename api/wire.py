@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import Request
@@ -16,16 +16,22 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
+from api.auth import CALLERS, Only, actor_of, verb_of
+from api.encoding import encode
 from registry.calls import CallState
 from registry.discovery import LARGEST_LIMIT, LONGEST_INTENT
 from registry.errors import Code, FleetError
 from registry.runs import Run
+from registry.scopes import Scopes
+from registry.tiers import Name
 
 _WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,9})"?')
 _TRACEPARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
 )
 _LONGEST_KEY: Final = 255
+_LONGEST_LIFE_S: Final = timedelta(days=3650).total_seconds()
+_DEEPEST: Final = 64
 
 Label = Annotated[
     str, StringConstraints(min_length=1, max_length=_LONGEST_KEY, pattern=r"^[^\x00-\x1f\x7f]*$")
@@ -43,9 +49,11 @@ class StartRun(_Body):
     two tools, to find the others and to call them.
     """
 
-    tenant: Label | None = None
+    tenant: Name | None = None
     servers: list[str] | None = None
-    intent: str | None = Field(default=None, min_length=1, max_length=LONGEST_INTENT)
+    intent: str | None = Field(
+        default=None, min_length=1, max_length=LONGEST_INTENT, pattern=r"^[^\x00]*$"
+    )
     limit: int | None = Field(default=None, ge=1, le=LARGEST_LIMIT)
     exposure: Literal["all", "search"] = "all"
 
@@ -60,29 +68,43 @@ class SubmitCall(_Body):
 
 
 class CreateKey(_Body):
-    """An API key to create; a key of role `tenant` acts for that tenant alone."""
+    """An API key to create; one that names a tenant acts for that tenant alone.
+
+    ``scopes`` narrows it within its role (`registry.scopes`).
+    """
 
     name: Label
-    role: Literal["operator", "tenant"]
-    tenant: Label | None = None
-    lifetime_s: float | None = Field(default=None, gt=0, le=timedelta(days=3650).total_seconds())
+    role: Literal["operator", "tenant", "approver", "auditor"]
+    tenant: Name | None = None
+    lifetime_s: float | None = Field(default=None, gt=0, le=_LONGEST_LIFE_S)
+    scopes: Scopes | None = None
+
+
+class RotateKey(_Body):
+    """A key to replace: for how long the old one still works, and how long the new one does."""
+
+    overlap_s: float = Field(default=86_400, ge=0, le=_LONGEST_LIFE_S)
+    lifetime_s: float | None = Field(default=None, gt=0, le=_LONGEST_LIFE_S)
 
 
 class Decide(_Body):
-    """A decision about a call that waits for its approval."""
+    """A decision about a call that waits for its approval, as ``binding`` says it was shown."""
 
-    reason: Annotated[str, StringConstraints(max_length=1000)] | None = None
-
-
-def encode(value: Any) -> bytes:
-    """Return JSON; instants become ISO 8601, lone surrogates stay escaped."""
-    return json.dumps(value, separators=(",", ":"), default=_instant).encode()
+    binding: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    reason: Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")] | None = None
 
 
-def _instant(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    raise TypeError(f"{type(value).__name__} has no place in an answer")
+class DecideOne(Decide):
+    """One of many decisions."""
+
+    id: Label
+    approve: bool
+
+
+class DecideMany(_Body):
+    """Decisions about several calls, each of which stands for itself."""
+
+    decisions: list[DecideOne] = Field(min_length=1, max_length=100)
 
 
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -91,36 +113,69 @@ def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = No
 
 
 class StrictRequest(Request):
-    """A request whose JSON body may not say one thing twice, nor NaN."""
+    """A request whose JSON body may not say one thing twice, nor NaN, nor nest without end."""
 
     async def json(self) -> Any:
         """Return the body; raise `JSONDecodeError` for whatever is wrong with it."""
         body = await self.body()
         try:
-            return json.loads(
+            value = json.loads(
                 body,
                 object_pairs_hook=_object,
                 parse_constant=_no_constant,
                 parse_float=_finite,
             )
+            # What opens no more than that is not deeper: most bodies need no closer look.
+            if body.count(b"[") + body.count(b"{") > _DEEPEST:
+                _not_too_deep(value)
         except json.JSONDecodeError:
             raise
         except (ValueError, RecursionError) as error:
             what = str(error) if type(error) is ValueError else "too deep, or not UTF-8"
             raise json.JSONDecodeError(what, "", 0) from error
+        return value
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body as a `StrictRequest`."""
+    """A route for those who may ask it, that reads its body as a `StrictRequest`.
+
+    It is for the roles of its `only` dependency, for operators and tenants where it has none. Its
+    first tag is the subject that a key may be narrowed to.
+    """
+
+    @property
+    def admits(self) -> Only:
+        """Return whom it is for."""
+        found = (it.dependency for it in self.dependencies)
+        return next((it for it in found if isinstance(it, Only)), CALLERS)
+
+    @property
+    def verb(self) -> str:
+        """Return what a narrowed key has to have for it."""
+        return verb_of(str(self.tags[0]), self.methods or (), self.path)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the handler that sees the strict request."""
+        """Return the handler that sees the strict request, of those alone who may ask."""
         handle = super().get_route_handler()
+        admits, verb = self.admits, self.verb
 
         async def strict(request: Request) -> Response:
+            actor = actor_of(request)
+            admits.refuse(actor)
+            if actor.scopes is not None:
+                actor.scopes.refuse_verb(verb)
             return await handle(StrictRequest(request.scope, request.receive))
 
         return strict
+
+
+def _not_too_deep(value: Any) -> None:
+    level, depth = [value], 0
+    while level := [it for it in level if isinstance(it, (dict, list))]:
+        depth += 1
+        if depth > _DEEPEST:
+            raise ValueError(f"too deep: it nests more than {_DEEPEST} levels")
+        level = [inner for it in level for inner in (it.values() if isinstance(it, dict) else it)]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

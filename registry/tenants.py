@@ -9,35 +9,54 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry.database import Database
+from registry import audit
+from registry.database import Database, to_json
 from registry.errors import Code, FleetError
 from registry.fields import is_tenant_name
+from registry.scopes import Scopes
 
 _PREFIX = "tf_"
+LOCAL: Final = "system"
+"""Who acts without a key: the fleet itself, or somebody on its machine."""
 
 
 class Role(StrEnum):
-    """What a key may do: operate the fleet, or act for one tenant."""
+    """What somebody may do: operate the fleet, call tools, decide about calls, or read the audit.
+
+    An approver or auditor who names a tenant sees that tenant's alone.
+    """
 
     OPERATOR = "operator"
     TENANT = "tenant"
+    APPROVER = "approver"
+    AUDITOR = "auditor"
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who is asking; ``tenant`` is None for an operator, who may name any."""
+    """Who is asking; ``tenant`` is None for who is bound to none, and may name any."""
 
     key_id: str
     name: str
     role: Role
     tenant: str | None
+    scopes: Scopes | None = None
+    """What the key is narrowed to within its role; None is no narrowing."""
+    kind: str = "key"
+    """How the actor showed who it is: by a ``key``, or by a token of an ``oidc`` issuer."""
+
+    @property
+    def label(self) -> str:
+        """Return how the audit names it."""
+        return f"{self.kind}:{self.key_id}"
 
 
-async def ensure_tenant(database: Database, tenant: str) -> None:
+async def ensure_tenant(database: Database, tenant: str, *, actor: str = LOCAL) -> None:
     """Create a tenant unless it exists."""
     if not is_tenant_name(tenant):
         raise FleetError(
@@ -46,10 +65,12 @@ async def ensure_tenant(database: Database, tenant: str) -> None:
             hint="use up to 64 letters, digits, '-' and '_'",
         )
     async with database.transaction() as connection:
-        await connection.execute(
-            text("INSERT INTO tenants (id) VALUES (:id) ON CONFLICT (id) DO NOTHING"),
+        added = await connection.execute(
+            text("INSERT INTO tenants (id) VALUES (:id) ON CONFLICT (id) DO NOTHING RETURNING id"),
             {"id": tenant},
         )
+        if added.first() is not None:
+            await audit.record(connection, actor, "tenant.added", {}, tenant=tenant)
 
 
 async def create_key(
@@ -59,38 +80,90 @@ async def create_key(
     role: Role,
     tenant: str | None = None,
     lifetime: timedelta | None = None,
+    scopes: Scopes | None = None,
+    actor: str = LOCAL,
 ) -> tuple[str, str]:
     """Create an API key; return its id and its plaintext, which is stored nowhere."""
-    if role is Role.TENANT:
-        await ensure_tenant(database, tenant or "")
+    if role is Role.TENANT or tenant is not None:
+        await ensure_tenant(database, tenant or "", actor=actor)
+    narrowed = scopes.as_dict() if scopes is not None else {}
+    key = {
+        "name": name,
+        "role": role.value,
+        "tenant": None if role is Role.OPERATOR else tenant,
+        "scopes": to_json(narrowed) if narrowed else None,
+    }
+    async with database.transaction() as connection:
+        key_id, plaintext = await _insert(connection, key, lifetime)
+        details = {"key": key_id, **key, "scopes": narrowed or None}
+        await audit.record(connection, actor, "key.created", details, tenant=key["tenant"])
+    return key_id, plaintext
+
+
+async def rotate_key(
+    database: Database,
+    key_id: str,
+    *,
+    overlap: timedelta,
+    lifetime: timedelta | None = None,
+    within: Scopes | None = None,
+    actor: str = LOCAL,
+) -> tuple[dict[str, Any], str]:
+    """Make a key that may do what ``key_id`` may, which expires once ``overlap`` is over.
+
+    Return the new key's row, without a secret, and its plaintext. Raises `not_found` for a key that
+    is not there, or was revoked, and `out_of_scope` for one that is wider than ``within``.
+    """
+    async with database.transaction() as connection:
+        result = await connection.execute(
+            text(
+                "UPDATE api_keys SET expires_at = least(expires_at,"
+                " clock_timestamp() + CAST(:overlap AS interval))"
+                " WHERE id = :id AND revoked_at IS NULL"
+                " RETURNING name, role, tenant_id AS tenant, scopes, expires_at"
+            ),
+            {"id": key_id, "overlap": overlap},
+        )
+        row = result.mappings().first()
+        if row is None:
+            raise _no_key(key_id)
+        if within is not None:
+            within.refuse_wider(Scopes.model_validate(row["scopes"] or {}))
+        key = dict(row)
+        until = key.pop("expires_at")
+        stored = {**key, "scopes": to_json(key["scopes"]) if key["scopes"] else None}
+        new_id, plaintext = await _insert(connection, stored, lifetime)
+        details = {"key": key_id, "by": new_id, "expires_at": until.isoformat()}
+        await audit.record(connection, actor, "key.rotated", details, tenant=key["tenant"])
+    return {"id": new_id, **key, "replaces": key_id, "replaced_expires_at": until}, plaintext
+
+
+async def _insert(
+    connection: AsyncConnection, key: dict[str, Any], lifetime: timedelta | None
+) -> tuple[str, str]:
     key_id = secrets.token_hex(8)
     plaintext = _PREFIX + secrets.token_urlsafe(32)
-    async with database.transaction() as connection:
-        await connection.execute(
-            text(
-                "INSERT INTO api_keys (id, secret_hash, name, role, tenant_id, expires_at)"
-                " VALUES (:id, :hash, :name, :role, :tenant,"
-                " clock_timestamp() + CAST(:lifetime AS interval))"
-            ),
-            {
-                "id": key_id,
-                "hash": _hash(plaintext),
-                "name": name,
-                "role": role.value,
-                "tenant": tenant if role is Role.TENANT else None,
-                "lifetime": lifetime,
-            },
-        )
+    await connection.execute(
+        text(
+            "INSERT INTO api_keys (id, secret_hash, name, role, tenant_id, scopes, expires_at)"
+            " VALUES (:id, :hash, :name, :role, :tenant, CAST(:scopes AS jsonb),"
+            " clock_timestamp() + CAST(:lifetime AS interval))"
+        ),
+        {"id": key_id, "hash": _hash(plaintext), "lifetime": lifetime, **key},
+    )
     return key_id, plaintext
 
 
 async def authenticate(database: Database, plaintext: str) -> Actor:
-    """Return who a key stands for; raise `unauthenticated` or `key_expired`."""
+    """Return who a key stands for; raise `unauthenticated` or `key_expired`.
+
+    One statement, whether the key is known, revoked or neither.
+    """
     async with database.transaction() as connection:
         row = (
             await connection.execute(
                 text(
-                    "SELECT id, name, role, tenant_id, revoked_at IS NOT NULL AS revoked,"
+                    "SELECT id, name, role, tenant_id, scopes, revoked_at IS NOT NULL AS revoked,"
                     " COALESCE(expires_at <= clock_timestamp(), false) AS expired"
                     " FROM api_keys WHERE secret_hash = :hash"
                 ),
@@ -109,7 +182,18 @@ async def authenticate(database: Database, plaintext: str) -> Actor:
             f"the API key {row.name!r} has expired",
             hint="ask an operator for a new key",
         )
-    return Actor(row.id, row.name, Role(row.role), row.tenant_id)
+    scopes = None if row.scopes is None else Scopes.model_validate(row.scopes)
+    return Actor(row.id, row.name, Role(row.role), row.tenant_id, scopes)
+
+
+async def note_use(database: Database, key_id: str) -> None:
+    """Write when a key was used, once a minute however many processes say it."""
+    await database.statement(
+        "UPDATE api_keys SET last_used_at = clock_timestamp() WHERE id = %(id)s AND"
+        " (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')"
+        " RETURNING id",
+        id=key_id,
+    )
 
 
 async def list_keys(database: Database) -> list[dict[str, Any]]:
@@ -117,25 +201,36 @@ async def list_keys(database: Database) -> list[dict[str, Any]]:
     async with database.transaction() as connection:
         result = await connection.execute(
             text(
-                "SELECT id, name, role, tenant_id, created_at, expires_at, revoked_at"
-                " FROM api_keys ORDER BY created_at"
+                "SELECT id, name, role, tenant_id, scopes, created_at, expires_at, revoked_at,"
+                " last_used_at FROM api_keys ORDER BY created_at"
             )
         )
         return [dict(row) for row in result.mappings()]
 
 
-async def revoke_key(database: Database, key_id: str) -> None:
-    """Revoke a key; raise `not_found` when there is none."""
+async def revoke_key(database: Database, key_id: str, *, actor: str = LOCAL) -> None:
+    """Revoke a key, once; raise `not_found` when there is none."""
     async with database.transaction() as connection:
         result = await connection.execute(
-            text(
-                "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, clock_timestamp())"
-                " WHERE id = :id RETURNING id"
-            ),
+            text("SELECT tenant_id, revoked_at FROM api_keys WHERE id = :id FOR UPDATE"),
             {"id": key_id},
         )
-        if result.first() is None:
-            raise FleetError(Code.NOT_FOUND, f"there is no API key {key_id}")
+        row = result.first()
+        if row is None:
+            raise _no_key(key_id)
+        if row.revoked_at is not None:
+            return
+        await connection.execute(
+            text("UPDATE api_keys SET revoked_at = clock_timestamp() WHERE id = :id"),
+            {"id": key_id},
+        )
+        await audit.record(connection, actor, "key.revoked", {"key": key_id}, tenant=row.tenant_id)
+
+
+def _no_key(key_id: str) -> FleetError:
+    return FleetError(
+        Code.NOT_FOUND, f"there is no API key {key_id!r}", hint="GET /v1/keys lists the keys"
+    )
 
 
 async def bootstrap_operator_key(database: Database, path: Path) -> str:
