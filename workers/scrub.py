@@ -1,4 +1,7 @@
-"""A session's secret, kept out of whatever leaves the session, and out of the worker's log.
+"""A session's secrets, kept out of whatever leaves the session, and out of the worker's log.
+
+They are the tenant's credential, and what the server's definition has among its variables and
+headers that is secret by its name (`registry.discretion`).
 
 Every spelling is replaced in which servers repeat what they were given: as it is, without its
 scheme (``Bearer``), escaped once or twice as in JSON within text, and percent-encoded. What a
@@ -16,27 +19,29 @@ from weakref import WeakSet
 
 from pydantic_core import to_json
 
+from registry.discretion import log_discreetly
 from registry.errors import FleetError
 
 REPLACEMENT: Final = "[credential]"
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]* (\S{8,})")
 _ESCAPES: Final = 2
 _SHORTEST_REST: Final = 4
+_CONSUMER: Final = "celery.worker.consumer.consumer"
 
 E = TypeVar("E", bound=FleetError)
 
 
 class Scrubber:
-    """Replaces one secret; without a secret it changes nothing, at no cost.
+    """Replaces some secrets; without any it changes nothing, at no cost.
 
-    For as long as it lives, its secret is kept out of the log too (see `set_up_logging`).
+    For as long as it lives, its secrets are kept out of the log too (see `set_up_logging`).
     """
 
-    def __init__(self, secret: str | None) -> None:
-        spellings = _spellings(secret) if secret else set()
+    def __init__(self, *secrets: str | None) -> None:
+        spellings = set().union(*(_spellings(secret) for secret in secrets if secret))
         self._spellings = sorted(spellings, key=len, reverse=True)
         self._in_json = [to_json(spelling)[1:-1] for spelling in self._spellings]
-        if secret:
+        if spellings:
             _live.add(self)
 
     def text(self, text: str) -> str:
@@ -109,22 +114,30 @@ def _spellings(secret: str) -> set[str]:
     return found
 
 
-class _Formatter(logging.Formatter):
-    """Format a record, traceback included, without the secret of any session."""
+def _without_live(line: str) -> str:
+    for scrubber in list(_live):
+        line = scrubber.text(line)
+    return line
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
-        for scrubber in list(_live):
-            line = scrubber.text(line)
-        return line
+
+class _WithoutBody(logging.Filter):
+    """Of what Celery says of a message that it cannot use, leaves the beginning: no part of it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record pass."""
+        if "body" in str(record.msg) or record.name == _CONSUMER:
+            said = re.split(r"[%\n]", str(record.msg))[0].strip()
+            record.msg, record.args = f"a message was dropped: {said}", ()
+            record.exc_info = record.exc_text = None
+        return True
 
 
 def set_up_logging() -> None:
     """Log to stderr from now on, without the secrets of the sessions that this process holds."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_discreetly(_without_live)
     logging.getLogger("celery").setLevel(logging.WARNING)
+    # A message may be anybody's, with a run token and arguments in it.
+    logging.getLogger(_CONSUMER).addFilter(_WithoutBody())
     # One line per request, and its URL.
     logging.getLogger("httpx2").setLevel(logging.WARNING)
     # The MCP SDK quotes, in pieces, what servers send; what matters of it becomes a typed error.
