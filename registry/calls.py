@@ -22,12 +22,15 @@ from typing import Any, Final
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry import budgets
+from registry import concurrency
 from registry.artifacts import NewArtifact
+from registry.audit import CALL_FACTS
+from registry.concurrency import Cap
 from registry.database import Database, to_json
 from registry.definitions import Delivery
 from registry.errors import Code, FleetError
-from registry.tiers import DEFAULT_PRIORITY, TenantLimits
+from registry.rates import Bucket
+from registry.tiers import DEFAULT_PRIORITY
 
 
 class CallState(StrEnum):
@@ -112,8 +115,12 @@ class NewCall:
     approval_s: float | None = None
     """How long it may wait for its approval."""
     result: dict[str, Any] | None = None
-    limits: TenantLimits = field(default_factory=TenantLimits)
-    """What its tenant may ask for at once and a minute."""
+    upstream_name: str = ""
+    """The tool as its server calls it."""
+    buckets: tuple[Bucket, ...] = ()
+    """What it takes from before it is submitted (see `registry.submission.submit_within`)."""
+    caps: tuple[Cap, ...] = ()
+    """What its tenant may have at once."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +154,7 @@ class Claim:
     traceparent: str | None
     priority: int
     approved: bool
-    """Whether somebody approved this very call."""
+    """Whether it says that it was approved: `registry.approval_gate` finds out."""
     worker: str
     """Who claimed it: nobody else may dispatch or end it."""
 
@@ -170,9 +177,12 @@ class Ending:
     artifact: NewArtifact | None = None
     shape: str | None = None
     """What the result looks like (`registry.shapes`), without what it says."""
+    not_before_s: float | None = None
+    """Given back: for how long no worker is to try it. Its message is then the steward's to send.
+    """
 
 
-_SUBMIT: Final = """
+_SUBMIT: Final = f"""
     WITH wanted AS (
         SELECT * FROM json_to_recordset(CAST(%(rows)s AS json)) AS r(
             id text, run_id text, tenant_id text, actor text, tool text, server_name text,
@@ -195,20 +205,26 @@ _SUBMIT: Final = """
         FROM wanted w
         JOIN runs r ON r.id = w.run_id AND r.state = 'open' AND r.expires_at > now()
         ON CONFLICT DO NOTHING
-        RETURNING id, tenant_id, actor, run_id, tool, arguments_digest, deadline_at, state
+        RETURNING id, tenant_id, actor, run_id, tool, server_name, server_version_id,
+            tool_version_id, arguments_digest, delivery, deadline_at, state
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
         SELECT tenant_id, actor, 'call.' || state, run_id, id,
-            jsonb_build_object('tool', tool, 'arguments_digest', arguments_digest)
+            jsonb_build_object({CALL_FACTS}, 'delivery', delivery)
         FROM inserted
     )
     SELECT id, deadline_at FROM inserted
-    """
+    """  # noqa: S608 - a constant
 
 _SUBMIT_TEXT: Final = text(_SUBMIT.replace("%(rows)s", ":rows"))
-_KNOWN_KEYS: Final = text(
-    "SELECT idempotency_key FROM calls WHERE tenant_id = :tenant AND idempotency_key = ANY(:keys)"
+_KNOWN_KEYS: Final = (
+    "SELECT idempotency_key FROM calls"
+    " WHERE tenant_id = %(tenant)s AND idempotency_key = ANY(%(keys)s)"
 )
+_KNOWN_KEYS_TEXT: Final = text(
+    _KNOWN_KEYS.replace("%(tenant)s", ":tenant").replace("%(keys)s", ":keys")
+)
+_NO_COLUMNS: Final = frozenset({"upstream_name", "buckets", "caps"})
 
 _EXISTING = text(
     """
@@ -223,17 +239,20 @@ _RUN_STATES = text(
     "SELECT id, state, expires_at <= now() AS expired FROM runs WHERE id = ANY(:ids)"
 )
 
-_CLAIM: Final = """
+_CLAIM: Final = f"""
     WITH claimed AS (
         UPDATE calls c SET state = 'running', worker_id = %(worker)s, fence = c.fence + 1,
             attempts = c.attempts + 1, started_at = clock_timestamp()
         FROM runs r
         WHERE c.id = ANY(%(ids)s) AND c.state = 'queued' AND c.stop_requested_at IS NULL
+            AND (%(server)s::text IS NULL OR c.server_name = %(server)s)
             AND c.deadline_at > clock_timestamp() AND r.id = c.run_id AND r.state <> 'cancelled'
         RETURNING c.*
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
-        SELECT tenant_id, %(worker)s, 'call.running', run_id, id, jsonb_build_object('fence', fence)
+        SELECT tenant_id, %(worker)s, 'call.running', run_id, id,
+            jsonb_build_object({CALL_FACTS}, 'fence', fence, 'attempt', attempts, 'queue_wait_s',
+                CAST(EXTRACT(EPOCH FROM started_at - queued_at) AS double precision))
         FROM claimed
     )
     SELECT id, fence, run_id, tenant_id, actor, tool, server_name, server_version_id,
@@ -242,13 +261,13 @@ _CLAIM: Final = """
         EXTRACT(EPOCH FROM deadline_at - clock_timestamp())::double precision AS remaining_s,
         EXTRACT(EPOCH FROM started_at - queued_at)::double precision AS queue_wait_s
     FROM claimed
-    """
+    """  # noqa: S608 - a constant
 
-_FINISH: Final = """
+_FINISH: Final = f"""
     WITH wanted AS (
         SELECT * FROM json_to_recordset(CAST(%(rows)s AS json)) AS r(
             id text, fence bigint, state text, result text, is_error boolean, error jsonb,
-            timings jsonb, attempts integer, shape text)
+            timings jsonb, attempts integer, shape text, not_before_s double precision)
     ), ended AS (
         UPDATE calls c SET state = w.state, result = CAST(w.result AS json), is_error = w.is_error,
             error = w.error, timings = w.timings, result_shape = w.shape,
@@ -256,23 +275,25 @@ _FINISH: Final = """
             worker_id = CASE WHEN w.state = 'queued' THEN NULL ELSE c.worker_id END,
             queued_at = CASE WHEN w.state = 'queued' THEN clock_timestamp() ELSE c.queued_at END,
             sent_at = CASE WHEN w.state = 'queued' THEN clock_timestamp() ELSE c.sent_at END,
+            not_before = clock_timestamp() + make_interval(secs => w.not_before_s),
             ended_at = CASE WHEN w.state = 'queued' THEN NULL ELSE clock_timestamp() END
         FROM wanted w
         WHERE c.id = w.id AND c.fence = w.fence AND c.state = 'running' AND c.worker_id = %(worker)s
-        RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state, c.fence, c.is_error, c.error,
-            c.timings
+        RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.server_name, c.server_version_id,
+            c.tool_version_id, c.arguments_digest, c.state, c.fence, c.attempts, c.is_error,
+            c.error, c.timings
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
         SELECT tenant_id, %(worker)s, 'call.' || state, run_id, id,
-            jsonb_strip_nulls(jsonb_build_object('tool', tool, 'fence', fence, 'is_error', is_error,
-                'code', error ->> 'code', 'timings', timings))
+            jsonb_strip_nulls(jsonb_build_object({CALL_FACTS}, 'fence', fence, 'attempt', attempts,
+                'is_error', is_error, 'code', error ->> 'code', 'timings', timings))
         FROM ended
     )
     SELECT id FROM ended
-    """
+    """  # noqa: S608 - a constant
 
 _STOP = text(
-    """
+    f"""
     WITH asked AS (
         SELECT id, state FROM calls
         WHERE id = ANY(:ids) AND (CAST(:tenant AS text) IS NULL OR tenant_id = :tenant)
@@ -286,16 +307,16 @@ _STOP = text(
             error = CASE WHEN a.state = 'running' THEN NULL ELSE CAST(:error AS jsonb) END
         FROM asked a
         WHERE c.id = a.id AND a.state IN ('queued', 'running', 'awaiting_approval')
-        RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state
+        RETURNING c.*
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
         SELECT tenant_id, :actor,
             CASE WHEN state = 'running' THEN 'call.stop_requested' ELSE 'call.stopped' END,
-            run_id, id, jsonb_build_object('tool', tool, 'reason', CAST(:reason AS text))
+            run_id, id, jsonb_build_object({CALL_FACTS}, 'reason', CAST(:reason AS text))
         FROM stopped
     )
     SELECT a.id, a.state AS was FROM asked a
-    """
+    """  # noqa: S608 - a constant
 )
 
 _COLUMNS: Final = """
@@ -312,14 +333,14 @@ async def submit(database: Database, batch: Sequence[NewCall]) -> list[Submitted
 
     A known (tenant, idempotency key) gives the earlier call when tool and arguments agree, else
     `idempotency_mismatch`; a run that is not open gives `run_closed`, `run_cancelled` or
-    `run_expired`; a tenant's limits give `tenant_limited`.
+    `run_expired`; a tenant's limit on calls at once gives `tenant_limited`.
     """
-    free = [call for call in batch if not call.limits.bound_submissions]
+    free = [call for call in batch if not call.caps]
     answers: dict[str, Submitted | FleetError] = {}
     if free:
         inserted = await database.statement(_SUBMIT, rows=_rows(free))
         answers = {row["id"]: Submitted(row["id"], True, row["deadline_at"]) for row in inserted}
-    bound = [call for call in batch if call.limits.bound_submissions]
+    bound = [call for call in batch if call.caps]
     for tenant in {call.tenant_id for call in bound}:
         mine = [call for call in bound if call.tenant_id == tenant]
         answers |= await _submit_within_limits(database, mine)
@@ -333,34 +354,44 @@ async def submit(database: Database, batch: Sequence[NewCall]) -> list[Submitted
 async def _submit_within_limits(
     database: Database, batch: Sequence[NewCall]
 ) -> dict[str, Submitted | FleetError]:
-    """Insert as many of a tenant's calls as its limits have room for; refuse the others.
+    """Insert as many of a tenant's calls as its caps have room for; refuse the others.
 
     A call that is known already takes no room, and is not refused.
     """
-    tenant, limits = batch[0].tenant_id, batch[0].limits
+    tenant = batch[0].tenant_id
     async with database.transaction() as connection:
-        room = await budgets.room(connection, tenant, limits)
+        counts = await concurrency.unfinished(connection, tenant)
         keys = [call.idempotency_key for call in batch if call.idempotency_key]
-        known = await connection.execute(_KNOWN_KEYS, {"tenant": tenant, "keys": keys})
+        known = await connection.execute(_KNOWN_KEYS_TEXT, {"tenant": tenant, "keys": keys})
         old = {row.idempotency_key for row in known}
-        new = [call for call in batch if call.idempotency_key not in old]
-        granted = new[: room.calls]
-        answers: dict[str, Submitted | FleetError] = {
-            call.id: budgets.refusal(tenant, limits, room) for call in new[room.calls :]
-        }
+        answers: dict[str, Submitted | FleetError] = {}
+        granted: list[NewCall] = []
+        for call in batch:
+            if call.idempotency_key in old:
+                continue
+            if (cap := concurrency.full(call.caps, counts)) is not None:
+                answers[call.id] = concurrency.refusal(tenant, cap)
+            else:
+                counts[f"{call.server_name}/{call.upstream_name}"] += 1
+                granted.append(call)
         if granted:
             inserted = await connection.execute(_SUBMIT_TEXT, {"rows": _rows(granted)})
             for row in inserted:
                 answers[row.id] = Submitted(row.id, True, row.deadline_at)
-            await budgets.spend(connection, tenant, room, len(granted))
     return answers
+
+
+async def is_known(database: Database, tenant: str, idempotency_key: str) -> bool:
+    """Say whether a tenant has submitted something with this key."""
+    rows = await database.statement(_KNOWN_KEYS, tenant=tenant, keys=[idempotency_key])
+    return bool(rows)
 
 
 def _rows(batch: Sequence[NewCall]) -> str:
     return to_json(
         [
             {
-                **{name: value for name, value in vars(call).items() if name != "limits"},
+                **{name: it for name, it in vars(call).items() if name not in _NO_COLUMNS},
                 "delivery": call.delivery.value,
                 "state": call.state.value,
                 "arguments": to_json(call.arguments),
@@ -429,9 +460,14 @@ def run_not_open(run_id: str, run: Mapping[str, Any] | None) -> FleetError:
     return FleetError(code, f"run {run_id} {what}", hint="start a new run")
 
 
-async def claim(database: Database, worker: str, ids: Sequence[str]) -> list[Claim | None]:
-    """Move calls `queued -> running` for ``worker``; None where the call is not to be had."""
-    rows = await database.statement(_CLAIM, worker=worker, ids=list(ids))
+async def claim(
+    database: Database, worker: str, ids: Sequence[str], *, server: str | None = None
+) -> list[Claim | None]:
+    """Move calls `queued -> running` for ``worker``; None where the call is not to be had.
+
+    With ``server`` only its own are: whoever reaches the broker can put any id into any queue.
+    """
+    rows = await database.statement(_CLAIM, worker=worker, ids=list(ids), server=server)
     claims = {row["id"]: Claim(**{**row, "delivery": Delivery(row["delivery"])}) for row in rows}
     return [claims.pop(id_, None) for id_ in ids]
 

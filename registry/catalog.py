@@ -384,13 +384,17 @@ async def put_version(
 
 async def replace_rollout(connection: AsyncConnection, name: str, actor: str) -> None:
     """End a server's rollout because something else is served now."""
-    await connection.execute(
+    replaced = await connection.execute(
         text(
-            "UPDATE rollouts SET state = 'replaced', ended_at = clock_timestamp(),"
-            " ended_by = :actor WHERE server_name = :name AND state = 'active'"
+            "UPDATE rollouts r SET state = 'replaced', ended_at = clock_timestamp(),"
+            " ended_by = :actor FROM server_versions v WHERE r.server_name = :name"
+            " AND r.state = 'active' AND v.id = r.canary_version_id RETURNING v.version"
         ),
         {"name": name, "actor": actor},
     )
+    for row in replaced:
+        details = {"server": name, "version": row.version}
+        await audit.record(connection, actor, "rollout.replaced", details)
 
 
 async def announce(

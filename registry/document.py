@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StrictInt
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -33,7 +33,7 @@ class _Strict(BaseModel):
 class TenantEntry(TenantDefinition):
     """A tenant with its place among tenants, on which its share in rollouts rests."""
 
-    ordinal: int | None = None
+    ordinal: StrictInt | None = None
 
     @property
     def definition(self) -> TenantDefinition:

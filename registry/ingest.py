@@ -392,10 +392,11 @@ def _rows(server: str, tools: Sequence[ToolVersion]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class ToolRow:
-    """What a worker needs of a tool version: its upstream name and the schema of its results."""
+    """What a worker needs of a tool version: its upstream name, result schema and annotations."""
 
     name: str
     output_schema: dict[str, Any] | None
+    annotations: dict[str, Any] | None
 
 
 async def get_tool(database: Database, tool_version_id: int) -> ToolRow:
@@ -408,4 +409,5 @@ async def get_tool(database: Database, tool_version_id: int) -> ToolRow:
         row = result.first()
     if row is None:
         raise FleetError(Code.UNKNOWN_TOOL, f"there is no tool version {tool_version_id}")
-    return ToolRow(row.name, row.definition.get("outputSchema"))
+    listed = row.definition
+    return ToolRow(row.name, listed.get("outputSchema"), listed.get("annotations"))

@@ -13,6 +13,8 @@ from typing import Any
 
 from sqlalchemy import RowMapping, text
 
+from registry import audit
+from registry.audit import CALL_FACTS
 from registry.database import Database, to_json
 from registry.errors import Code, FleetError
 
@@ -29,6 +31,8 @@ async def open_worker(
             ),
             {"id": worker, "server": server, "hostname": hostname, "pid": pid, "lease": lease},
         )
+        where = {"server": server, "hostname": hostname, "pid": pid}
+        await audit.record(connection, worker, "worker.started", where)
 
 
 async def renew_worker(database: Database, worker: str, lease: timedelta) -> bool:
@@ -48,10 +52,15 @@ async def renew_worker(database: Database, worker: str, lease: timedelta) -> boo
 async def close_worker(database: Database, worker: str) -> None:
     """Give up a worker's lease; what it still runs is then closed by delivery class."""
     async with database.transaction() as connection:
-        await connection.execute(
-            text("UPDATE workers SET stopped_at = clock_timestamp() WHERE id = :id"),
+        closed = await connection.execute(
+            text(
+                "UPDATE workers SET stopped_at = clock_timestamp() WHERE id = :id"
+                " AND stopped_at IS NULL RETURNING server_name"
+            ),
             {"id": worker},
         )
+        if (row := closed.first()) is not None:
+            await audit.record(connection, worker, "worker.stopped", {"server": row.server_name})
 
 
 async def live_workers(database: Database, server: str) -> list[dict[str, Any]]:
@@ -105,7 +114,7 @@ _RUN_CANCELLED = FleetError(Code.STOPPED, "the run of this call was cancelled").
 _STOPPED = FleetError(Code.STOPPED, "the call was stopped and does not run again").as_dict()
 
 _CLOSE_DEAD = text(
-    """
+    f"""
     WITH lost AS (
         SELECT c.id, c.deadline_at <= clock_timestamp() AS late,
             c.stop_requested_at IS NOT NULL OR r.state = 'cancelled' AS stopped,
@@ -130,21 +139,22 @@ _CLOSE_DEAD = text(
             ended_at = CASE WHEN l.again AND l.attempts_left AND NOT l.stopped AND NOT l.late
                 THEN NULL ELSE clock_timestamp() END
         FROM lost l WHERE c.id = l.id
-        RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state, c.error, c.server_name,
-            c.traceparent, c.priority,
+        RETURNING c.*,
             EXTRACT(EPOCH FROM c.deadline_at - clock_timestamp())::double precision AS remaining_s
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
         SELECT tenant_id, 'steward', 'call.' || state, run_id, id, jsonb_strip_nulls(
-            jsonb_build_object('tool', tool, 'reason', 'worker_lost', 'code', error ->> 'code'))
+            jsonb_build_object({CALL_FACTS}, 'attempt', attempts, 'reason', 'worker_lost',
+                'code', error ->> 'code'))
         FROM closed
     )
-    SELECT * FROM closed
-    """
+    SELECT id, run_id, tenant_id, tool, server_name, traceparent, priority, state, remaining_s
+    FROM closed
+    """  # noqa: S608 - a constant
 )
 
 _EXPIRE = text(
-    """
+    f"""
     WITH late AS (
         SELECT c.id, r.state = 'cancelled' AS cancelled,
             c.state = 'awaiting_approval' AS undecided,
@@ -160,21 +170,22 @@ _EXPIRE = text(
                 WHEN l.undecided THEN CAST(:undecided AS jsonb) ELSE CAST(:late AS jsonb) END,
             ended_at = clock_timestamp()
         FROM late l WHERE c.id = l.id
-        RETURNING c.id, c.tenant_id, c.run_id, c.tool, c.state
+        RETURNING c.*
     ), logged AS (
         INSERT INTO audit (tenant_id, actor, event, run_id, call_id, details)
-        SELECT tenant_id, 'steward', 'call.' || state, run_id, id, jsonb_build_object('tool', tool)
+        SELECT tenant_id, 'steward', 'call.' || state, run_id, id,
+            jsonb_build_object({CALL_FACTS}, 'code', error ->> 'code')
         FROM ended
     )
     SELECT id FROM ended
-    """
+    """  # noqa: S608 - a constant
 )
 
 _OVERDUE = text(
     """
     SELECT server_name, count(*) AS queued,
         count(*) FILTER (WHERE sent_at < clock_timestamp() - CAST(:age AS interval)) AS overdue
-    FROM calls WHERE state = 'queued' GROUP BY server_name
+    FROM calls WHERE state = 'queued' AND not_before IS NULL GROUP BY server_name
     """
 )
 
@@ -182,12 +193,27 @@ _TAKE_OVERDUE = text(
     """
     WITH due AS (
         SELECT id FROM calls
-        WHERE state = 'queued' AND server_name = :server
+        WHERE state = 'queued' AND not_before IS NULL AND server_name = :server
             AND sent_at < clock_timestamp() - CAST(:age AS interval)
             AND deadline_at > clock_timestamp()
         ORDER BY queued_at LIMIT :limit FOR UPDATE SKIP LOCKED
     )
     UPDATE calls c SET sent_at = clock_timestamp() FROM due WHERE c.id = due.id
+    RETURNING c.id, c.run_id, c.tenant_id, c.tool, c.server_name, c.traceparent, c.priority,
+        EXTRACT(EPOCH FROM c.deadline_at - clock_timestamp())::double precision AS remaining_s
+    """
+)
+
+
+_TAKE_DUE = text(
+    """
+    WITH due AS (
+        SELECT id FROM calls
+        WHERE state = 'queued' AND not_before <= clock_timestamp()
+            AND deadline_at > clock_timestamp()
+        ORDER BY not_before LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+    UPDATE calls c SET not_before = NULL, sent_at = clock_timestamp() FROM due WHERE c.id = due.id
     RETURNING c.id, c.run_id, c.tenant_id, c.tool, c.server_name, c.traceparent, c.priority,
         EXTRACT(EPOCH FROM c.deadline_at - clock_timestamp())::double precision AS remaining_s
     """
@@ -243,6 +269,13 @@ async def take_overdue(database: Database, server: str, age: timedelta, limit: i
         result = await connection.execute(
             _TAKE_OVERDUE, {"server": server, "age": age, "limit": limit}
         )
+        return [unsent(row) for row in result.mappings()]
+
+
+async def take_due(database: Database, limit: int) -> list[Unsent]:
+    """Return up to ``limit`` calls that had to wait and may be tried again, counted as sent now."""
+    async with database.transaction() as connection:
+        result = await connection.execute(_TAKE_DUE, {"limit": limit})
         return [unsent(row) for row in result.mappings()]
 
 

@@ -143,7 +143,8 @@ class Offers:
         # Everything that `snapshot_for` looks at; the generation stands for the definitions.
         view = (
             offer.generation,
-            policy.tier,
+            policy.tier.tools,
+            policy.tier.classes,
             policy.tenant.tools,
             tuple(version.id for version in versions),
         )

@@ -127,7 +127,8 @@ async def write_tenant(
                 " FROM tenants"
             )
         )
-    await audit.record(connection, actor, "tenant.changed", {"tenant": tenant.name, **body})
+    details = {"tenant": tenant.name, **body}
+    await audit.record(connection, actor, "tenant.changed", details, tenant=tenant.name)
 
 
 async def list_tenants(database: Database) -> list[TenantPolicy]:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
+from registry.concurrency import Cap
 from registry.definitions import Delivery, ServerDefinition
 from registry.errors import Code, FleetError
-from registry.tiers import Access, TenantDefinition, TenantLimits, TierDefinition, limits_of
+from registry.output_rules import OutputRules
+from registry.rates import Bucket, buckets
+from registry.tiers import (
+    Access,
+    TenantDefinition,
+    TenantLimits,
+    TierDefinition,
+    ToolLimits,
+    limits_of,
+    matches,
+    output_of,
+)
 
 
 def is_named(tenant: str, definition: ServerDefinition) -> bool:
@@ -25,10 +38,43 @@ class TenantPolicy:
     ordinal: int
     """Which tenant it was, counted from the first: its place in every rollout."""
 
-    @property
+    @cached_property
     def limits(self) -> TenantLimits:
         """Return the limits that hold."""
         return limits_of(self.tier, self.tenant)
+
+    @cached_property
+    def output(self) -> OutputRules:
+        """Return the rules that hold for its results."""
+        return output_of(self.tier, self.tenant)
+
+    def buckets(self, server: str, tool: str) -> tuple[Bucket, ...]:
+        """Return the buckets that a submission takes from; none for a tenant without limits."""
+        return self._own_buckets + tuple(
+            bucket
+            for pattern, limits in self._tool_limits
+            if matches(pattern, f"{server}/{tool}")
+            for bucket in buckets(limits, f"tool:{self.tenant.name}:{pattern}")
+        )
+
+    def caps(self, server: str, tool: str) -> tuple[Cap, ...]:
+        """Return the limits on calls at once that a submission falls under."""
+        most = self.limits.concurrent_calls
+        return (() if most is None else (Cap("*", most),)) + tuple(
+            Cap(pattern, limits.concurrent_calls)
+            for pattern, limits in self._tool_limits
+            if limits.concurrent_calls is not None and matches(pattern, f"{server}/{tool}")
+        )
+
+    @cached_property
+    def _own_buckets(self) -> tuple[Bucket, ...]:
+        of_tier = self.tier.together
+        shared = buckets(of_tier, f"tier:{self.tier.name}") if of_tier is not None else ()
+        return buckets(self.limits, f"tenant:{self.tenant.name}") + shared
+
+    @cached_property
+    def _tool_limits(self) -> tuple[tuple[str, ToolLimits], ...]:
+        return tuple((self.limits.tools or {}).items())
 
     def may_use(self, definition: ServerDefinition) -> bool:
         """Say whether it may use a server: its own switch decides, else the server's definition."""
@@ -49,7 +95,7 @@ class TenantPolicy:
             return Access.DENY
         access = self.tool_access(definition.name, tool, delivery)
         rule = definition.tools.get(tool)
-        if access is Access.ALLOW and rule is not None and rule.approval:
+        if access is Access.ALLOW and rule is not None and rule.approval.required:
             return Access.APPROVE
         return access
 

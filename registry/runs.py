@@ -15,10 +15,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-import jwt
 from sqlalchemy import text
 
-from registry import audit
+from registry import audit, tokens
 from registry.calls import run_not_open
 from registry.database import Database, to_json
 from registry.discovery import CALL_TOOL, DEFAULT_LIMIT, FIND_TOOLS, best_fitting
@@ -97,7 +96,7 @@ async def start_run(
     use, `name_collision` if two tools would have one name.
     """
     offers, shelf = offers or Offers(database), shelf or Shelf(database)
-    await ensure_tenant(database, tenant)
+    await ensure_tenant(database, tenant, actor=actor)
     manifest = await offers.snapshot(await get_tenant(database, tenant), servers)
     if intent is not None:
         async with database.transaction() as connection:
@@ -216,17 +215,8 @@ def sign_run_token(run: Run, key: str) -> str:
 
     ``key`` is `Settings.secret_key`, at least 32 characters.
     """
-    return jwt.encode(
-        {
-            "sub": run.id,
-            "tenant": run.tenant,
-            "snapshot": run.snapshot,
-            "aud": _AUDIENCE,
-            "exp": run.expires_at,
-        },
-        key,
-        algorithm="HS256",
-    )
+    claims = {"sub": run.id, "tenant": run.tenant, "snapshot": run.snapshot}
+    return tokens.sign(claims, audience=_AUDIENCE, expires_at=run.expires_at, key=key)
 
 
 def read_run_token(token: str, key: str) -> tuple[str, str]:
@@ -238,12 +228,12 @@ def read_run_token(token: str, key: str) -> tuple[str, str]:
             hint="give every process of the fleet the same key",
         )
     try:
-        claims = jwt.decode(token, key, algorithms=["HS256"], audience=_AUDIENCE)
-    except jwt.ExpiredSignatureError as error:
-        raise FleetError(
-            Code.RUN_EXPIRED, "the run token has expired", hint="start a new run"
-        ) from error
-    except jwt.InvalidTokenError as error:
+        claims = tokens.read(token, audience=_AUDIENCE, key=key)
+    except FleetError as error:
+        if error.code is Code.TOKEN_EXPIRED:
+            raise FleetError(
+                Code.RUN_EXPIRED, "the run token has expired", hint="start a new run"
+            ) from error
         raise FleetError(
             Code.UNAUTHENTICATED,
             "the run token is not valid",

@@ -7,9 +7,9 @@ exists, and each refusal is a typed error.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Container
+from collections.abc import Awaitable, Callable, Container
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from sqlalchemy import text
 
@@ -23,6 +23,7 @@ from registry.policies import Policies
 from registry.policy import TenantPolicy
 from registry.runs import Exposure, Run, get_run, run_is_open
 from registry.schemas import check_arguments
+from registry.scopes import Scopes
 from registry.settings import Settings
 from registry.snapshots import Shelf
 from registry.tiers import Access
@@ -44,6 +45,8 @@ class Wish:
     reply_to: str | None = None
     call_id: str | None = None
     """The id the call is to have; a random one by default."""
+    scopes: Scopes | None = None
+    """What the caller's key is narrowed to."""
 
 
 async def make_call(
@@ -83,7 +86,8 @@ async def make_call(
         reply_to=wish.reply_to,
         state=CallState.SUCCEEDED,
         result=result,
-        limits=policy.limits,
+        upstream_name=wish.tool,
+        buckets=policy.buckets(OWN_SERVER, wish.tool),
         priority=policy.tier.priority,
     )
 
@@ -98,12 +102,14 @@ def prepare(
     """Return the call a wish becomes; raise what is wrong with it.
 
     ``blocked`` holds (server version id, tool) of what may not be called now. Raises `run_closed`,
-    `run_cancelled`, `run_expired`, `unknown_tool`, `policy_denied`, `tool_held`,
+    `run_cancelled`, `run_expired`, `unknown_tool`, `out_of_scope`, `policy_denied`, `tool_held`,
     `invalid_request`, `request_too_large`, `invalid_arguments`.
     """
     run_is_open(run)
     wish = _unwrapped(run, wish)
     tool = run.find(wish.tool)
+    if wish.scopes is not None:
+        wish.scopes.refuse_tool(tool.server, tool.upstream_name)
     access = policy.tool_access(tool.server, tool.upstream_name, tool.delivery)
     if access is Access.DENY:
         raise policy.denied(tool.server, tool.upstream_name, tool.delivery)
@@ -139,7 +145,9 @@ def prepare(
         reply_to=wish.reply_to,
         state=CallState.AWAITING_APPROVAL if awaits else CallState.QUEUED,
         approval_s=settings.approval_lifetime.total_seconds() if awaits else None,
-        limits=policy.limits,
+        upstream_name=tool.upstream_name,
+        buckets=policy.buckets(tool.server, tool.upstream_name),
+        caps=policy.caps(tool.server, tool.upstream_name),
         priority=policy.tier.priority,
     )
 
@@ -183,6 +191,39 @@ def message_of(call: NewCall, call_id: str) -> dict[str, Any]:
     }
 
 
+class Admission(Protocol):
+    """Who says whether a submission is within its tenant's rates (`workers.admission`)."""
+
+    async def take(self, call: NewCall) -> None:
+        """Take a call from its buckets; raise `tenant_limited` or `limiter_unavailable`."""
+
+    def give_back(self, call: NewCall) -> None:
+        """Put back what was taken for a call that came to nothing."""
+
+
+async def submit_within(
+    database: Database,
+    call: NewCall,
+    admission: Admission,
+    insert: Callable[[NewCall], Awaitable[Submitted | FleetError]],
+) -> Submitted | FleetError:
+    """Insert a call within its tenant's rates; return its row, or why there is none.
+
+    What is known by its idempotency key is not charged, nor is what becomes no new row. Raises
+    what `Admission.take` and ``insert`` raise.
+    """
+    if not call.buckets:
+        return await insert(call)
+    key = call.idempotency_key
+    if key is not None and await calls.is_known(database, call.tenant_id, key):
+        return await insert(call)
+    await admission.take(call)
+    outcome = await insert(call)
+    if isinstance(outcome, FleetError) or not outcome.created:
+        admission.give_back(call)
+    return outcome
+
+
 async def submit_one(
     database: Database,
     settings: Settings,
@@ -191,13 +232,18 @@ async def submit_one(
     tenant: str,
     policies: Policies,
     shelf: Shelf,
+    admission: Admission,
     **wish: Any,
 ) -> tuple[Submitted, dict[str, Any] | None]:
     """Check and commit one call; return its row and its message, if one is to be sent now."""
     run = await get_run(database, run_id, tenant=tenant, shelf=shelf)
     policy = await policies.of(run.tenant)
     call = await make_call(database, run, Wish(**wish), settings, policy)
-    (answer,) = await calls.submit(database, [call])
+
+    async def insert(call: NewCall) -> Submitted | FleetError:
+        return (await calls.submit(database, [call]))[0]
+
+    answer = await submit_within(database, call, admission, insert)
     if isinstance(answer, FleetError):
         raise answer
     return answer, message_of(call, answer.id) if call.state is CallState.QUEUED else None

@@ -87,16 +87,23 @@ def model_name(prefix: str, name: str) -> str:
 
 
 def delivery_of(definition: ServerDefinition, tool: ToolVersion) -> Delivery:
+    """Return a tool's delivery class (see `delivery_class`)."""
+    return delivery_class(definition, tool.name, tool.definition.get("annotations"))
+
+
+def delivery_class(
+    definition: ServerDefinition, tool: str, annotations: Mapping[str, Any] | None
+) -> Delivery:
     """Return a tool's delivery class: the operator's word, else trusted annotations, else `write`.
 
     Annotations are untrusted by the MCP specification unless the operator vouches for the server.
     Those of an API's tools are ours: they say what its HTTP methods promise.
     """
-    rule = definition.tools.get(tool.name)
+    rule = definition.tools.get(tool)
     if rule is not None and rule.delivery is not None:
         return rule.delivery
     if definition.annotations == "trusted" or definition.transport == "openapi":
-        hints = tool.definition.get("annotations") or {}
+        hints = annotations or {}
         if hints.get("readOnlyHint") is True:
             return Delivery.READ
         if hints.get("idempotentHint") is True:
@@ -121,7 +128,7 @@ def snapshot_tools(
                 tool_version_id=tool_version_id,
                 upstream_name=tool.name,
                 delivery=delivery_of(definition, tool),
-                approval=rule.approval,
+                approval=rule.approval.required,
                 timeout_s=rule.timeout_s or definition.timeouts.call_s,
                 description=tool.definition.get("description", ""),
                 input_schema=tool.definition.get("inputSchema") or {"type": "object"},

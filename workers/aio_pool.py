@@ -226,9 +226,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         timeout_callback: Callable[..., Any] | None,
     ) -> None:
         """Start a job's coroutine, its time limits and its settling (in the loop's thread)."""
-        job.task = self.loop.create_task(
-            task.coroutine(request, *request["args"], **request["kwargs"])
-        )
+        job.task = self.loop.create_task(_body(task, request))
         if job.state is JobState.CANCELLING:
             job.task.cancel()
         for limit_s, soft in limits:
@@ -282,9 +280,14 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
         if done.cancelled():
             callback((1, _einfo(Terminated(job.reason)), 0.0))
             return
-        result, failed, runtime, shown = trace_task(
-            task, task_id, request["args"], request["kwargs"], request, app=self.app
-        )
+        try:
+            result, failed, runtime, shown = trace_task(
+                task, task_id, request["args"], request["kwargs"], request, app=self.app
+            )
+        except Exception as error:  # noqa: BLE001 - what Celery cannot trace has to end as well
+            logger.warning("a message of task %s makes no sense", task.name)
+            callback((1, _einfo(error), 0.0))
+            return
         callback((1, result, runtime) if failed else (0, shown, runtime))
 
     # -- figures ----------------------------------------------------------------------------
@@ -326,6 +329,11 @@ class CoroutineTask(Task):  # type: ignore[misc]
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Repeat for Celery's tracer what the coroutine did."""
         return getattr(self.request, JOB).repeat()
+
+
+async def _body(task: Any, request: dict[str, Any]) -> Any:
+    # In here, so that arguments which do not fit end the job instead of keeping its place for good.
+    return await task.coroutine(request, *request["args"], **request["kwargs"])
 
 
 def _einfo(error: Exception) -> Any:

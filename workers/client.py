@@ -23,8 +23,10 @@ from redis.exceptions import RedisError
 from registry.database import GroupCommit
 from registry.definitions import queue_name
 from registry.tiers import DEFAULT_PRIORITY
-from workers import fair_queue
+from workers import fair_queue, limits_redis
+from workers.admission import Admission, Standing
 from workers.celery_app import CALL_TASK, RUN_STAMP, app, fleet_queue
+from workers.limits_redis import LOCAL_SHARE, Limiter, RedisLimits
 from workers.signals import (
     ENDED_CHANNEL,
     PROGRESS_CHANNEL,
@@ -38,7 +40,7 @@ from workers.signals import (
 )
 from workers.transport import Composer
 
-__all__ = ["ENDED_CHANNEL", "PROGRESS_CHANNEL", "FleetClient", "Message"]
+__all__ = ["ENDED_CHANNEL", "PROGRESS_CHANNEL", "FleetClient", "Message", "Standing"]
 
 logger = logging.getLogger("toolfleet.client")
 
@@ -59,11 +61,16 @@ class Message:
 
 
 class FleetClient:
-    """One process's sender of messages and revokes."""
+    """One process's sender of messages and revokes, and its door to the fleet's limits."""
 
-    def __init__(self, redis_url: str, *, celery: Celery = app) -> None:
+    def __init__(
+        self, redis_url: str, *, celery: Celery = app, local_share: float = LOCAL_SHARE
+    ) -> None:
         self.redis: Redis = connect(redis_url)
         self.signals = Signals(self.redis)
+        self._limits_redis = limits_redis.connect(redis_url)
+        self.limiter = Limiter(RedisLimits(self._limits_redis), local_share=local_share)
+        self.admission = Admission(self.limiter)
         self._celery = celery
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="celery-control")
         self._composer = Composer(celery)
@@ -105,6 +112,8 @@ class FleetClient:
     async def close(self) -> None:
         """Close connections and the control thread."""
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
+        await self.limiter.close()
+        await self._limits_redis.aclose()
         await self.redis.aclose()
 
     async def _control(self, broadcast: Callable[[], Any]) -> None:

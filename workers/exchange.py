@@ -29,9 +29,12 @@ _TRICKLE_PIECES_PER_S: Final = 2_000
 _LISTING_CHANGED: Final = "notifications/tools/list_changed"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Exchange:
     """One request: what its transport saw of it, for the call that judges how it ended."""
+
+    stderr_from: int | None = 0
+    """How much a stdio server had said on stderr before; None when some of it may be of others."""
 
     sent: bool = False
     """A byte of it may have reached the server."""

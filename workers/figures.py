@@ -11,6 +11,7 @@ from workers.census import Census
 from workers.lending import SessionState
 
 if TYPE_CHECKING:
+    from workers.quota import Quotas
     from workers.versions import ServedVersion
 
 WAITS_S: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -37,6 +38,12 @@ class Figures:
             "toolfleet_listing_changes",
             "Changes found in what a server lists, by kind and by what became of them",
             ("server", "change", "reaction"),
+            registry=self._registry,
+        )
+        self._findings = Counter(
+            "toolfleet_result_findings",
+            "Hidden characters and instructions found in results, by kind",
+            ("server", "kind"),
             registry=self._registry,
         )
         self.queue_wait = self._histogram("queue_wait_seconds", "From queued to claimed", WAITS_S)
@@ -87,6 +94,14 @@ class Figures:
             ("server", "version"),
             registry=self._registry,
         )
+        self._quota = Gauge(
+            "toolfleet_quota_events",
+            "What the server's quota and pauses did with calls since the worker started",
+            ("server", "event"),
+            registry=self._registry,
+        )
+        self._paused = self._gauge("paused_seconds", "For how long the server is left alone yet")
+        self._limiter_away = self._gauge("limiter_away", "Whether the shared limits are away")
 
         self._processes = self._gauge("processes", "Processes below the worker's own")
         self._zombies = self._gauge("zombies", "Zombies among them")
@@ -99,6 +114,11 @@ class Figures:
         """Count what changed in a listing."""
         for change in changes:
             self._changes.labels(self._server, change["change"], change["reaction"]).inc()
+
+    def found(self, findings: Iterable[Mapping[str, str]]) -> None:
+        """Count what was found in a result."""
+        for finding in findings:
+            self._findings.labels(self._server, finding["kind"]).inc()
 
     def count(self, census: Census) -> None:
         """Take over what a census found."""
@@ -129,6 +149,13 @@ class Figures:
                 self._closed.labels(*labels, reason).set(count)
             level = {"closed": 0, "half_open": 1, "open": 2}
             self._breaker.labels(*labels).set(level[version.breaker.known.state.value])
+
+    def take_quota(self, quotas: Quotas, *, limiter_away: bool) -> None:
+        """Read what the server's quota and pauses did."""
+        for event, count in quotas.counts.items():
+            self._quota.labels(self._server, event).set(count)
+        self._paused.set(quotas.paused_for())
+        self._limiter_away.set(limiter_away)
 
     def exposition(self) -> str:
         """Return every figure as Prometheus text."""

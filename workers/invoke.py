@@ -1,6 +1,7 @@
 """The story of one call, from its message to its record.
 
-    claim -> policy -> breaker -> session -> tools/call -> judge -> check and redact -> record
+    claim -> policy -> breaker -> quota -> session -> approval, where there is one -> tools/call
+        -> judge -> output gate -> record
 
 Whatever happens on the way, a claimed call ends here in exactly one state: answered, failed,
 given back to the queue, or stopped. A cancellation (revoke, drain) ends the waiting, never the
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
@@ -20,12 +22,17 @@ from typing import Any, Final, TypeVar
 from registry.artifacts import NewArtifact, link
 from registry.calls import CallState, Claim, Ending
 from registry.errors import Code, FleetError
-from registry.redaction import redact, redact_text
-from registry.schemas import check_result
+from registry.output_rules import DEFAULT_RULES, OutputRules
+from registry.results import FINDINGS
 from registry.shapes import shape_of
+from registry.tools import delivery_class
 from workers.aio_pool import DRAIN, TIME_LIMIT, USER, Job
 from workers.large import LargeResult
+from workers.limits_redis import Lease
 from workers.outcome import ANSWERED, STOPPED, Rerun, consequence, next_state
+from workers.output_gate import Gate, error_out
+from workers.pool import SessionKey
+from workers.quota import MustWait, asks_for_a_pause
 from workers.runtime import LEASE_LOST, ServedVersion, WorkerRuntime
 from workers.session import Session, ToolResult
 
@@ -33,7 +40,9 @@ logger = logging.getLogger("toolfleet.invoke")
 
 T = TypeVar("T")
 
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RERUN_PAUSE_S: Final = 0.1
+HERE: Final = frozenset({Rerun.IF_DELIVERY_ALLOWS, Rerun.AFTER_A_PAUSE})
 HOLD_SLACK_S: Final = 5.0  # on top of a call's own limit, before its session is taken away
 
 
@@ -56,10 +65,16 @@ class Attempt:
     dispatched: bool = False
     """Whether the server may have seen the call since its latest try began."""
     dispatches: int = 0
+    waited: bool = False
+    """Whether it has waited for its turn in its server's quota."""
     session: Session | None = None
+    key: SessionKey | None = None
+    """Whose sessions the latest try asked for."""
     shared: bool = False
     """Whether other calls were under way in the session when this one was stopped."""
     timings: dict[str, Any] = field(default_factory=dict)
+    rules: OutputRules = DEFAULT_RULES
+    """What holds for whatever the server says; the tenant's, once its policy is known."""
 
     @property
     def remaining_s(self) -> float:
@@ -83,7 +98,12 @@ async def invoke(worker: WorkerRuntime, call_id: str, job: Job) -> CallState | N
     ``job`` says why this coroutine is being cancelled, once it is; then `asyncio.CancelledError`
     is raised after the record is written.
     """
+    if not _ID.fullmatch(call_id):
+        logger.warning("a message that names no call was dropped")
+        return None
+    early = worker.quotas.shut and await _turned_away(worker.quotas.opened())
     claim, cancelled = await to_the_end(worker.claim(call_id))
+    cancelled = cancelled or early
     if claim is None:
         return await worker.ended_before(call_id)
     attempt = Attempt(claim, time.monotonic() + claim.remaining_s)
@@ -111,12 +131,18 @@ async def _run(worker: WorkerRuntime, attempt: Attempt) -> Ending:
     while True:
         try:
             answer = await _dispatch(worker, attempt)
+        except MustWait as wait:
+            if (ending := _waits_in_queue(worker, attempt, wait)) is not None:
+                return ending
+            await worker.quotas.wait(wait)
+            attempt.waited = True
         except FleetError as error:
             ending = _ending(worker, attempt, error)
-            again = consequence(error).rerun is Rerun.IF_DELIVERY_ALLOWS
-            if ending.state is not CallState.QUEUED or not again:
+            rerun = consequence(error).rerun
+            if ending.state is not CallState.QUEUED or rerun not in HERE:
                 return ending
-            await asyncio.sleep(RERUN_PAUSE_S)
+            if rerun is Rerun.IF_DELIVERY_ALLOWS:
+                await asyncio.sleep(RERUN_PAUSE_S)
         else:
             return Ending(
                 attempt.claim.id,
@@ -138,38 +164,114 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
     served = await worker.served(claim.server_version_id)
     tool = await worker.tool(claim.tool_version_id)
     policy = await worker.policies.of(claim.tenant_id)
-    policy.refuse_call(served.definition, tool.name, claim.delivery, approved=claim.approved)
+    attempt.rules = policy.output
+    # What the row says of its class decides about reruns alone: a forged one opens no gate.
+    delivery = delivery_class(served.definition, tool.name, tool.annotations)
+    policy.refuse_call(served.definition, tool.name, delivery, approved=claim.approved)
+    gate = Gate(claim.tenant_id, worker.server, tool.name, policy.output, worker.guardrails)
+    await gate.arguments(claim.arguments)
     await worker.settled(served, attempt.remaining_s)
     worker.refuse_held(served, tool.name)
     permit = await served.breaker.allow()
     verdict = STOPPED.verdict
+    lease = None
     try:
+        lease = await _within_quota(worker, served, attempt)
         try:
             result = await _call(worker, served, attempt, tool.name)
         except FleetError as error:
-            if error.code is not Code.CREDENTIAL_ROTATED:
+            if not await _credential_is_newer(served, attempt, error):
                 raise
-            result = await _call(worker, served, attempt, tool.name)  # nothing was dispatched yet
+            result = await _call(worker, served, attempt, tool.name)  # nothing has run yet
         verdict = ANSWERED.verdict
         worker.figures.result_bytes.observe(result.size_bytes)
         _refuse_too_large(claim, result, policy.limits.result_bytes)
         if result.large is not None:
-            return await _read_large(worker, attempt, result.large, tool.output_schema)
-        check_result(claim.tool, tool.output_schema, result.body)
-        return Answer(redact(result.body), result.is_error, shape=shape_of(result.body))
+            return await _read_large(worker, attempt, gate, result.large, tool.output_schema)
+        clean = await gate.result(claim.tool, tool.output_schema, result.body, result.size_bytes)
+        _note(worker, attempt, clean.findings)
+        is_error = bool(clean.body.get("isError"))
+        return Answer(clean.body, is_error, shape=shape_of(result.body))
     except FleetError as error:
         verdict = consequence(error).verdict
+        if attempt.key is not None and asks_for_a_pause(error):
+            identity = attempt.key.identity
+            await worker.quotas.pause(served.definition, identity, error.retry_after_s)
         raise
     finally:
+        worker.quotas.end(lease)
         await permit.report(verdict)
 
 
-async def _read_large(
-    worker: WorkerRuntime, attempt: Attempt, large: LargeResult, schema: dict[str, Any] | None
-) -> Answer:
-    """Have a large result checked and redacted; keep it beside the ledger if it stays large."""
+async def _within_quota(
+    worker: WorkerRuntime, served: ServedVersion, attempt: Attempt
+) -> Lease | None:
+    """Take the call from what its server allows; raise `MustWait` while it allows nothing."""
+    if not worker.quotas.concerns(served.definition):
+        return None
     claim = attempt.claim
-    clean = await worker.large.finish(large, claim.tool, schema, timeout_s=attempt.remaining_s)
+    key = await _key(served, claim, attempt.remaining_s)
+    return await worker.quotas.take(
+        served.definition,
+        key.identity,
+        claim.delivery,
+        holds_s=served.definition.pool.borrow_timeout_s + claim.call_timeout_s,
+        again=attempt.waited,
+    )
+
+
+def _waits_in_queue(worker: WorkerRuntime, attempt: Attempt, wait: MustWait) -> Ending | None:
+    """Return the ending of a call that cannot wait here: back in the queue, or refused."""
+    claim = attempt.claim
+    if wait.in_place and wait.wait_s < attempt.remaining_s:
+        return None
+    if wait.wait_s < attempt.remaining_s:
+        return Ending(
+            claim.id,
+            claim.fence,
+            CallState.QUEUED,
+            timings=attempt.timings,
+            attempts=_attempts(attempt),
+            not_before_s=wait.wait_s,
+        )
+    worker.quotas.counts["refused"] += 1
+    return Ending(
+        claim.id,
+        claim.fence,
+        CallState.FAILED,
+        error=wait.refusal.as_dict(),
+        timings=attempt.timings,
+        attempts=_attempts(attempt),
+    )
+
+
+async def _credential_is_newer(served: ServedVersion, attempt: Attempt, error: FleetError) -> bool:
+    """Say whether a call that failed for its credential, before anything ran, has a newer one."""
+    if error.code is Code.CREDENTIAL_ROTATED:
+        return True
+    rejected = error.code is Code.CREDENTIAL_REJECTED and not attempt.dispatched
+    if not rejected or attempt.key is None:
+        return False
+    try:
+        async with asyncio.timeout(attempt.remaining_s):
+            return await served.keyring.renewed(attempt.key)
+    except (FleetError, TimeoutError):
+        return False  # what the server said is what there is to tell
+
+
+async def _read_large(
+    worker: WorkerRuntime,
+    attempt: Attempt,
+    gate: Gate,
+    large: LargeResult,
+    schema: dict[str, Any] | None,
+) -> Answer:
+    """Have a large result pass the gate; keep it beside the ledger if it stays large."""
+    claim = attempt.claim
+    clean = await worker.large.finish(
+        large, claim.tool, schema, gate=gate, timeout_s=attempt.remaining_s
+    )
+    _note(worker, attempt, clean.findings)
     if len(clean.encoded) <= worker.settings.inline_result_bytes:
         return Answer(clean.encoded.decode(), clean.is_error)
     artifact = NewArtifact(claim.tenant_id, claim.id, claim.fence, clean.sha256, clean.encoded)
@@ -180,7 +282,16 @@ async def _read_large(
         structured=clean.structured,
         preview=clean.preview,
     )
+    if clean.findings:
+        instead["_meta"][FINDINGS] = clean.findings
     return Answer(instead, clean.is_error, artifact)
+
+
+def _note(worker: WorkerRuntime, attempt: Attempt, findings: list[dict[str, str]]) -> None:
+    """Count what was found in a result, and have the call's audit entry say it."""
+    if findings:
+        worker.figures.found(findings)
+        attempt.timings["findings"] = findings
 
 
 def _refuse_too_large(claim: Claim, result: ToolResult, limit: int | None) -> None:
@@ -202,7 +313,7 @@ async def _call(
     patience = min(served.definition.pool.borrow_timeout_s, attempt.remaining_s)
     if patience <= 0:
         raise _late(claim)
-    key = await served.keyring.key_of(claim.tenant_id)
+    key = attempt.key = await _key(served, claim, patience)
     async with served.pool.borrow(
         key,
         patience,
@@ -215,7 +326,10 @@ async def _call(
         timeout_s = min(claim.call_timeout_s, attempt.remaining_s)
         if timeout_s <= 0:
             raise _late(claim)
+        if claim.approved:
+            await worker.use_approval(claim, served, name)
         worker.refuse_without_lease(claim)
+        worker.quotas.refuse_paused(served.definition, key.identity)
         attempt.session = lease.session
         attempt.dispatched = True
         attempt.dispatches += 1
@@ -226,10 +340,12 @@ async def _call(
                 served.arguments(claim, name),
                 timeout_s=timeout_s,
                 meta=_meta(claim),
-                on_progress=worker.progress_of(claim.id),
+                on_progress=worker.progress_of(claim.id, attempt.rules),
             )
         except FleetError as error:
             attempt.dispatched = getattr(error, "dispatched", True)
+            if error.code is Code.RATE_LIMITED:
+                attempt.dispatches -= 1  # turned away unseen: that was no attempt
             if not consequence(error).keep_session:
                 lease.discard(error.code.code, dead=error.code is Code.SESSION_LOST)
             attempt.session = None
@@ -246,6 +362,19 @@ async def _call(
         return result
 
 
+async def _key(served: ServedVersion, claim: Claim, patience_s: float) -> SessionKey:
+    """Return the key of the tenant's sessions, once there is a token if they need one."""
+    try:
+        async with asyncio.timeout(patience_s):
+            return await served.keyring.key_of(claim.tenant_id)
+    except TimeoutError:
+        raise FleetError(
+            Code.CREDENTIAL_UNAVAILABLE,
+            f"the credential for server {claim.server_name} could not be had in {patience_s:g} s",
+            retry_after_s=1,
+        ) from None
+
+
 def _ending(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Ending:
     claim = attempt.claim
     state = next_state(
@@ -254,10 +383,9 @@ def _ending(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Endin
         dispatched=attempt.dispatched,
         attempts_left=_attempts(attempt) < worker.settings.max_attempts and attempt.remaining_s > 0,
     )
-    body = error.as_dict()
-    body["message"] = redact_text(body["message"])
-    if "details" in body:
-        body["details"] = redact(body["details"])
+    body = error_out(error.as_dict(), attempt.rules)
+    if error.code is Code.RESULT_BLOCKED:
+        _note(worker, attempt, error.details["findings"])
     if state is CallState.OUTCOME_UNKNOWN:
         body = _unknown(claim, body)
     return Ending(
@@ -350,6 +478,15 @@ def _internal(claim: Claim, error: Exception) -> FleetError:
 
 def _meta(claim: Claim) -> dict[str, Any] | None:
     return {"traceparent": claim.traceparent} if claim.traceparent else None
+
+
+async def _turned_away(waiting: Awaitable[None]) -> bool:
+    """Await what may be broken off; say whether it was, so that its call is ended properly."""
+    try:
+        await waiting
+    except asyncio.CancelledError:
+        return True
+    return False
 
 
 async def to_the_end(awaitable: Awaitable[T]) -> tuple[T, bool]:

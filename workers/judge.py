@@ -51,7 +51,7 @@ _REFUSALS: Final = {
     403: (Code.UPSTREAM_FORBIDDEN, "check what the credential of this server may do"),
     404: (Code.UPSTREAM_NOT_FOUND, "check the url of this server"),
     409: (Code.UPSTREAM_CONFLICT, "resolve the conflict in the target system, then call again"),
-    429: (Code.RATE_LIMITED, "call less often"),
+    429: (Code.RATE_LIMITED, "call less often, or give the server a quota"),
 }
 
 
@@ -119,7 +119,8 @@ def judge(error: Exception, facts: Facts) -> Ending:
         return Ending(_no_answer)
     if (failure := facts.unread or facts.seen.failure) is not None:
         if isinstance(failure, FleetError):
-            return Ending(partial(_unread, failure=failure))
+            tell = _unread if facts.seen.sent else _kept_back
+            return Ending(partial(tell, failure=failure))
         return Ending(partial(_lost, how=_describe(failure)))
     if isinstance(error, MCPError):
         return _judge_answer(error, facts)
@@ -147,7 +148,9 @@ def _judge_answer(error: MCPError, facts: Facts) -> Ending:
         return Ending(partial(input_required, requests=["elicitation/url"]), poisons=False)
     if error.code == PARSE_ERROR and error.message.startswith(UNREADABLE):
         return Ending(partial(not_mcp, problem=_first_problem_of(error.message)))
-    if status is not None and error.code == PARSE_ERROR:  # the SDK's own word for a broken body
+    if status is not None and error.code == PARSE_ERROR:
+        # The SDK's own word for a broken body, of which it quotes pieces: a cut secret among them.
+        error = MCPError(code=PARSE_ERROR, message=_first_problem_of(error.message))
         return Ending(partial(_refused, error=error, code=Code.PROTOCOL_ERROR))
     code = Code.INVALID_ARGUMENTS if error.code == INVALID_PARAMS else Code.TOOL_REFUSED
     return Ending(partial(_refused, error=error, code=code), poisons=False)
@@ -316,11 +319,22 @@ def _unread(facts: Facts, *, failure: FleetError) -> CallError:
     )
 
 
+def _kept_back(facts: Facts, *, failure: FleetError) -> CallError:
+    return CallError(
+        failure.code,
+        f"the call of tool {facts.what} was not sent to server {facts.server}: {failure.message}",
+        hint=failure.hint,
+        dispatched=False,
+        details=failure.details,
+    )
+
+
 def _of_api(facts: Facts, *, failure: FleetError, dispatched: bool) -> CallError:
     return CallError(
         failure.code,
         f"tool {facts.what} of server {facts.server} has no result: {failure.message}",
         hint=failure.hint,
+        retry_after_s=failure.retry_after_s,
         dispatched=dispatched,
     )
 
@@ -330,9 +344,12 @@ def _of_api(facts: Facts, *, failure: FleetError, dispatched: bool) -> CallError
 
 def why_not_open(cause: BaseException | None, facts: Facts) -> FleetError:
     """Say why a session could not be opened, by what ended its handshake."""
+    seen = facts.seen
+    if isinstance(seen.failure, FleetError) and not seen.sent:
+        failure = seen.failure
+        return not_open(facts, f"is not reached: {failure.message}", failure.code, failure.hint)
     if isinstance(cause, FleetError):
         return cause
-    seen = facts.seen
     if seen.failure is not None:
         return not_open(facts, f"could not be reached: {_describe(seen.failure)}")
     if seen.status is not None and seen.status >= 400:

@@ -22,6 +22,8 @@ class Rerun(StrEnum):
     NEVER = "never"
     IF_DELIVERY_ALLOWS = "if_delivery_allows"
     BACK_TO_QUEUE = "back_to_queue"
+    AFTER_A_PAUSE = "after_a_pause"
+    """The server refused it unseen and asked to be left alone (`workers.quota`)."""
 
 
 class Effect(StrEnum):
@@ -58,12 +60,16 @@ TABLE: Final[dict[Code, Consequence]] = {
     Code.RESULT_INVALID: Consequence(_OK, True, Rerun.NEVER, Effect.KNOWN),
     Code.RESULT_TOO_LARGE: Consequence(_OK, False, Rerun.NEVER, Effect.KNOWN),
     Code.REDACTION_FAILED: Consequence(_OK, True, Rerun.NEVER, Effect.KNOWN),
+    Code.RESULT_BLOCKED: Consequence(_OK, True, Rerun.NEVER, Effect.KNOWN),
+    # The fleet's own checks: nothing was dispatched yet, or the server has answered.
+    Code.GUARDRAIL_REFUSED: Consequence(_MUTE, True, Rerun.NEVER, Effect.KNOWN),
+    Code.GUARDRAIL_FAILED: Consequence(_MUTE, True, Rerun.NEVER, Effect.KNOWN),
     # An HTTP server refused the request before it did anything.
     Code.CREDENTIAL_REJECTED: Consequence(_MUTE, False, Rerun.NEVER, Effect.NONE),
     Code.UPSTREAM_FORBIDDEN: Consequence(_OK, True, Rerun.NEVER, Effect.NONE),
     Code.UPSTREAM_NOT_FOUND: Consequence(_OK, False, Rerun.NEVER, Effect.NONE),
     Code.UPSTREAM_CONFLICT: Consequence(_OK, True, Rerun.NEVER, Effect.NONE),
-    Code.RATE_LIMITED: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
+    Code.RATE_LIMITED: Consequence(_MUTE, True, Rerun.AFTER_A_PAUSE, Effect.NONE),
     # The server or the way to it failed.
     Code.CALL_TIMEOUT: Consequence(_LATE, False, Rerun.NEVER, Effect.UNKNOWN),
     Code.SESSION_LOST: Consequence(_BAD, False, Rerun.IF_DELIVERY_ALLOWS, Effect.UNKNOWN),
@@ -73,20 +79,27 @@ TABLE: Final[dict[Code, Consequence]] = {
     Code.UPSTREAM_FAILED: Consequence(_BAD, False, Rerun.NEVER, Effect.UNKNOWN),
     # The session is with a program of ours, which found no way to the API behind it.
     Code.UPSTREAM_UNREACHABLE: Consequence(_BAD, True, Rerun.NEVER, Effect.NONE),
+    Code.ADDRESS_REFUSED: Consequence(_BAD, True, Rerun.NEVER, Effect.NONE),
     Code.SERVER_UNAVAILABLE: Consequence(_BAD, False, Rerun.NEVER, Effect.NONE),
     # Ours: says nothing about the server, and nothing was dispatched.
     Code.POOL_TIMEOUT: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
     Code.POOL_CLOSED: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
     Code.POOL_FULL: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.CREDENTIAL_MISSING: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
+    Code.CREDENTIAL_UNAVAILABLE: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
+    Code.CREDENTIAL_EXPIRED: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.CREDENTIAL_ROTATED: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
     Code.BREAKER_OPEN: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.TOOL_HELD: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.POLICY_DENIED: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
+    Code.APPROVAL_MISMATCH: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
+    Code.APPROVAL_EXPIRED: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
+    Code.APPROVAL_SPENT: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.FORBIDDEN: Consequence(_MUTE, False, Rerun.NEVER, Effect.NONE),
     Code.UNAUTHENTICATED: Consequence(_MUTE, False, Rerun.NEVER, Effect.NONE),
     Code.DEADLINE_EXCEEDED: Consequence(_MUTE, True, Rerun.NEVER, Effect.NONE),
     Code.STORE_UNAVAILABLE: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
+    Code.LIMITER_UNAVAILABLE: Consequence(_MUTE, True, Rerun.BACK_TO_QUEUE, Effect.NONE),
 }
 _INTERNAL: Final = Consequence(_MUTE, False, Rerun.NEVER, Effect.UNKNOWN)
 
@@ -111,9 +124,10 @@ def next_state(
         if follows.effect is Effect.UNKNOWN and not delivery.may_rerun:
             return CallState.OUTCOME_UNKNOWN
         may_rerun = follows.rerun is Rerun.IF_DELIVERY_ALLOWS and delivery.may_rerun
-    # Waiting for a session is no attempt: nothing left this process.
-    if may_rerun and (attempts_left or follows.rerun is Rerun.BACK_TO_QUEUE):
+    # Waiting for a session is no attempt, nor is what the server turned away unseen.
+    free = follows.rerun in {Rerun.BACK_TO_QUEUE, Rerun.AFTER_A_PAUSE}
+    if may_rerun and (attempts_left or free):
         return CallState.QUEUED
-    if error.code is Code.DEADLINE_EXCEEDED:
+    if error.code in (Code.DEADLINE_EXCEEDED, Code.APPROVAL_EXPIRED):
         return CallState.EXPIRED
     return CallState.FAILED

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final
 
-from registry.errors import FleetError
+from registry.errors import Code, FleetError
 
 BURST: Final = 4.0
 BACKOFF_S: Final = 0.5
@@ -59,7 +59,9 @@ class Rebuild:
         attempts = previous.attempts + 1 if previous else 1
         ceiling = min(BACKOFF_LIMIT_S, BACKOFF_S * 2 ** min(attempts - 1, 10))
         delay_s = ceiling * (0.5 + 0.5 * self._jitter())
-        if error.retry_after_s is not None:
+        if error.code is Code.RATE_LIMITED and error.retry_after_s is not None:
+            delay_s = error.retry_after_s  # the server named the time: neither before nor later
+        elif error.retry_after_s is not None:
             delay_s = max(delay_s, min(error.retry_after_s, BACKOFF_LIMIT_S))
         self._failures[key] = Failure(error, attempts, now + delay_s)
 

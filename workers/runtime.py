@@ -21,13 +21,15 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Final
 
-from registry import artifacts, calls, catalog, leases
+from registry import approval_gate, artifacts, calls, catalog, leases
+from registry.approval_gate import note_forged
+from registry.bindings import Sealer
 from registry.calls import CallState, Claim, Ending
-from registry.credentials import FileProvider
 from registry.database import Database, GroupCommit
 from registry.errors import Code, FleetError
 from registry.holds import blocked_tools
 from registry.ingest import ToolRow, get_tool, mark_stale
+from registry.output_rules import OutputRules
 from registry.policies import Policies
 from registry.settings import Settings
 from registry.submission import tool_held
@@ -36,13 +38,18 @@ from workers.aio_pool import USER, Job
 from workers.background import Background
 from workers.breaker import Breaker, MemoryStore
 from workers.breaker_redis import FallbackStore, RedisStore
+from workers.broker import make_broker
 from workers.census import take_census
 from workers.client import FleetClient, Message
 from workers.figures import Figures
+from workers.guardrails import Guardrails
 from workers.keyring import Keyring
 from workers.large import LargeReader
+from workers.limits_redis import hear_pauses
 from workers.listening import Listening
+from workers.output_gate import progress_out
 from workers.pool import SessionKey, SessionPool
+from workers.quota import Quotas
 from workers.reaper import reap
 from workers.refresh import refresh
 from workers.session import Session
@@ -72,15 +79,19 @@ class WorkerRuntime:
         self.id = _worker_id(server)
         self.figures = Figures(server)
         self.database = Database(settings.database_url, pool_size=3, application=f"worker {server}")
-        self.client = FleetClient(settings.redis_url)
+        self.client = FleetClient(settings.redis_url, local_share=settings.limiter_local_share)
+        self.quotas = Quotas(server, self.client.limiter, lambda: len(self._running))
         self._breaker_redis = breaker_redis.connect(settings.redis_url)
         self._breakers = FallbackStore(RedisStore(self._breaker_redis), MemoryStore())
         self.large = LargeReader(
             longest_bytes=settings.max_result_bytes, read_here_bytes=settings.inline_result_bytes
         )
         self._versions = Versions(self._serve)
-        self._credentials = FileProvider(settings.credentials_file)
+        self._credentials = make_broker(settings, self.database, self.id)
         self.policies = Policies(self.database)
+        self.guardrails = Guardrails(
+            settings.guardrails, limit_s=settings.guardrail_limit.total_seconds()
+        )
         self._warm: dict[int, tuple[ServedVersion, SessionKey]] = {}
         self._followed: frozenset[int] = frozenset()
         self._blocked: dict[int, frozenset[str]] = {}
@@ -116,11 +127,14 @@ class WorkerRuntime:
         self._following = self._background.start(self._every(WATCH_EVERY_S, self._follow))
         for watch, every_s in (
             (self._stop_asked, WATCH_EVERY_S),
+            (self.quotas.read_pauses, WATCH_EVERY_S),
             (self._leave_figures, WATCH_EVERY_S),
+            (self._credentials.look_after, WATCH_EVERY_S),
             (self._rotate_credentials, WATCH_EVERY_S),
             (self._count_processes, CENSUS_EVERY_S),
         ):
             self._background.start(self._every(every_s, watch))
+        self._background.start(hear_pauses(self.client.redis, self.server, self.quotas.read_pauses))
         logger.info("worker %s is ready", self.id)
 
     async def drain(self) -> None:
@@ -135,6 +149,7 @@ class WorkerRuntime:
         """Close sessions, give the lease up, whatever became of them, and close connections."""
         await self._background.end()
         await self._versions.close()
+        await self._credentials.close()
         await self.large.close()
         with suppress(FleetError):
             await leases.close_worker(self.database, self.id)
@@ -171,9 +186,14 @@ class WorkerRuntime:
         return claim
 
     async def ended_before(self, call_id: str) -> CallState | None:
-        """Return the state of a call that was stopped or expired before it was claimed."""
+        """Return the state of a call that was stopped or expired before it was claimed.
+
+        A message that the fleet never sent about a call is noted in the audit.
+        """
         try:
             row = (await calls.read(self.database, [call_id])).get(call_id, {})
+            if row and await note_forged(self.database, call_id, self.server, self.id):
+                logger.warning("a message about call %s was not the fleet's own", call_id)
         except FleetError:
             return None
         state = row.get("state")
@@ -208,6 +228,17 @@ class WorkerRuntime:
             del self._tools[next(iter(self._tools))]
         return tool
 
+    async def use_approval(self, claim: Claim, served: ServedVersion, tool: str) -> None:
+        """Use a call's approval for one dispatch; raise what `approval_gate.use` raises."""
+        await approval_gate.use(
+            self.database,
+            Sealer(self.settings.secret_key.get_secret_value()),
+            claim,
+            served.definition,
+            tool,
+            max_attempts=self.settings.max_attempts,
+        )
+
     def refuse_without_lease(self, claim: Claim) -> None:
         """Raise `pool_closed` unless the lease that a call was claimed under holds."""
         if self._lapsed or claim.worker != self.id:
@@ -227,12 +258,13 @@ class WorkerRuntime:
                 del self._running[job]
 
     def progress_of(
-        self, call_id: str
+        self, call_id: str, rules: OutputRules
     ) -> Callable[[float, float | None, str | None], Awaitable[None]]:
-        """Return the listener that passes a call's progress on."""
+        """Return the listener that passes a call's progress on, as it may leave."""
 
         async def on_progress(done: float, total: float | None, message: str | None) -> None:
-            await self.client.signals.progress(call_id, done, total, message)
+            clean = progress_out(message, rules)
+            await self.client.signals.progress(call_id, done, total, clean)
 
         return on_progress
 
@@ -254,7 +286,7 @@ class WorkerRuntime:
         if kept is None:
             return
         self.figures.calls.labels(self.server, kept.state.value).inc()
-        if kept.state is CallState.QUEUED:
+        if kept.state is CallState.QUEUED and kept.not_before_s is None:
             await self.client.send(_message(claim))
 
     async def _record(self, claim: Claim, ending: Ending) -> Ending | None:
@@ -299,7 +331,7 @@ class WorkerRuntime:
     # -- statements shared by calls that arrive together ------------------------------------
 
     async def _claim_batch(self, ids: Sequence[str]) -> list[Claim | None]:
-        return await calls.claim(self.database, self.id, ids)
+        return await calls.claim(self.database, self.id, ids, server=self.server)
 
     async def _finish_batch(self, batch: Sequence[tuple[str, Ending]]) -> list[bool]:
         """Record endings under the worker ids that claimed their calls; say which were kept."""
@@ -324,6 +356,7 @@ class WorkerRuntime:
         keyring = Keyring(version_id, definition, self._credentials)
 
         async def open_session(key: SessionKey) -> Session:
+            self.quotas.refuse_opening(definition, key.identity)
             session = await Session.open(
                 definition,
                 credential=await keyring.credential(key),
@@ -375,6 +408,8 @@ class WorkerRuntime:
         await self._read_blocked()
 
     async def _refresh_if_due(self, served: ServedVersion, *, stale: bool, failed: bool) -> None:
+        if self.quotas.paused_for():
+            return  # it asked to be left alone: its tools can wait
         async with self._refreshing:
             if served.watch.due(stale=stale, failed=failed):
                 self.figures.changed(await refresh(self.database, served))
@@ -450,6 +485,7 @@ class WorkerRuntime:
     async def _leave_figures(self) -> None:
         """Leave this process's figures where the API finds them."""
         self.figures.take(self._versions.ready())
+        self.figures.take_quota(self.quotas, limiter_away=self.client.limiter.away)
         await self.client.signals.figures(self.id, self.figures.exposition())
 
     async def _rotate_credentials(self) -> None:

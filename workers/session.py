@@ -5,6 +5,8 @@
    not be used again. A session whose connection died is dead: `dead` is set, once.
 3. Results are passed on as the server wrote them; schemas are somebody else's business.
 4. Calls of one session may run concurrently; each is judged by what happened to it alone.
+5. Sessions are shared by tenants: of what a server says on stderr, a call is told what was said
+   while no other call of the session was under way since it began.
 
 How the connection is made and ended is in `workers.connection`, what a failure means in
 `workers.judge`.
@@ -122,7 +124,7 @@ class Session:
             on_stream=self._hears,
         )
         self.dead = self._connection.dead
-        self._in_flight = 0
+        self._in_flight: set[Exchange] = set()
         self._answered = False
 
     @classmethod
@@ -225,8 +227,8 @@ class Session:
             )
         )
         self.calls += 1
-        self._in_flight += 1
         with exchange() as mine:
+            self._begin(mine)
             try:
                 async with asyncio.timeout(timeout_s):
                     body: Any = await client.send_request(
@@ -242,14 +244,22 @@ class Session:
             except Exception as error:
                 raise await self._judged(name, error, mine) from error
             finally:
-                self._in_flight -= 1
+                self._in_flight.discard(mine)
         return self._accept(body, name, mine)
 
     def _client(self, what: str) -> ClientSession:
         connection = self._connection
         if not connection.alive or connection.client is None:
-            raise ended_before(self._facts(what, Exchange()), connection.cause)
+            seen = Exchange(stderr_from=None)
+            raise ended_before(self._facts(what, seen), connection.cause)
         return connection.client
+
+    def _begin(self, mine: Exchange) -> None:
+        """Count a call as under way; see to it that none is told what others made a server say."""
+        mine.stderr_from = None if self._in_flight else self._connection.stderr_bytes
+        for other in self._in_flight:
+            other.stderr_from = None
+        self._in_flight.add(mine)
 
     def _accept(self, body: dict[str, Any], name: str, mine: Exchange) -> ToolResult:
         connection = self._connection
@@ -273,7 +283,7 @@ class Session:
         age_s = time.monotonic() - self._connection.opened_at
         return replace(
             self._connection.facts(what, mine),
-            alone=self._in_flight <= 1,
+            alone=len(self._in_flight) <= 1,
             fresh=not self._answered and age_s < _FRESH_S,
         )
 
@@ -285,7 +295,7 @@ class Session:
             self.poisoned = True
         if ending.abrupt:
             await self._connection.last_words()
-            facts = replace(facts, evidence=self._connection.evidence())
+            facts = replace(facts, evidence=self._connection.evidence(mine.stderr_from))
         return ending.tell(facts)
 
     async def _judged_request(self, what: str, error: Exception, mine: Exchange) -> FleetError:

@@ -64,6 +64,7 @@ class _Child(asyncio.SubprocessProtocol):
         self.writable = True
         self.stopping = False
         self._stderr = bytearray()
+        self.stderr_bytes = 0
         self._drained: asyncio.Future[None] | None = None
 
     # -- callbacks of the event loop
@@ -76,6 +77,7 @@ class _Child(asyncio.SubprocessProtocol):
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         if fd == 2:
             self._stderr += data
+            self.stderr_bytes += len(data)
             if len(self._stderr) > 2 * STDERR_TAIL_BYTES:
                 del self._stderr[:-STDERR_TAIL_BYTES]
         elif not (self.lines.ended or self.stopping) and not self.lines.feed(data):
@@ -124,9 +126,10 @@ class _Child(asyncio.SubprocessProtocol):
         self._transport.get_pipe_transport(0).write(data)  # type: ignore[union-attr]
         return self._drained
 
-    def stderr_tail(self) -> str:
-        """Return the end of what the child wrote to stderr."""
-        return bytes(self._stderr[-STDERR_TAIL_BYTES:]).decode("utf-8", "replace").strip()
+    def stderr_tail(self, since: int) -> str:
+        """Return the end of what the child wrote to stderr after its first ``since`` bytes."""
+        size = min(self.stderr_bytes - since, STDERR_TAIL_BYTES)
+        return bytes(self._stderr[-size:] if size else b"").decode("utf-8", "replace").strip()
 
     # -- death
 
@@ -301,12 +304,20 @@ class StdioTransport:
         """Return how many lines of stdout were not JSON-RPC."""
         return self._reading.ignored_lines if self._reading else 0
 
-    def evidence(self) -> dict[str, object]:
-        """Return what the child left behind, for an error's details."""
+    @property
+    def stderr_bytes(self) -> int:
+        """Return how much the child has written to stderr."""
+        return self._child.stderr_bytes if self._child else 0
+
+    def evidence(self, since: int | None = 0) -> dict[str, object]:
+        """Return what the child left behind, for an error's details.
+
+        Of its stderr that is what it wrote after the first ``since`` bytes, with None nothing.
+        """
         if self._child is None:
             return {}
         facts: dict[str, object] = {}
-        if tail := self._child.stderr_tail():
+        if since is not None and (tail := self._child.stderr_tail(since)):
             facts["stderr"] = tail
         if self._child.exit_code is not None:
             facts["exit_code"] = self._child.exit_code

@@ -1,8 +1,9 @@
 """The steward: keeps the record's promises when messages, workers or schedules fail.
 
 It re-sends what was committed and never claimed, ends what is too late, closes the calls of dead
-workers, asks for tool lists anew, and answers raw Celery clients. Every sweep is safe to run in
-several stewards at once: rows are taken with SKIP LOCKED and every change is guarded.
+workers, asks for tool lists anew, tells approvers what waits, answers raw Celery clients, and seals
+the audit. Every sweep is safe to run in several stewards at once: rows are taken with SKIP LOCKED
+and every change is guarded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from celery.exceptions import BackendError
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
-from registry import artifacts, calls, judgement, leases, rollouts, submission
+from registry import (
+    approval_gate,
+    artifacts,
+    calls,
+    judgement,
+    leases,
+    notices,
+    rollouts,
+    submission,
+)
 from registry.calls import CallState, Submitted
 from registry.database import Database
 from registry.errors import Code, FleetError
@@ -33,6 +43,8 @@ from registry.verdict import Decision
 from workers.background import Background
 from workers.celery_app import app
 from workers.client import FleetClient, Message
+from workers.notary import PRUNE_EVERY_S, SEAL_EVERY_S, SIGN_EVERY_S, Notary
+from workers.notify import Notifier
 from workers.signals import STEWARD
 
 logger = logging.getLogger("toolfleet.steward")
@@ -42,6 +54,7 @@ REPLY_EVERY_S: Final = 0.25
 REPLY_PATIENCE: Final = timedelta(minutes=5)
 SCHEDULE_EVERY_S: Final = 5.0
 JUDGE_EVERY_S: Final = 5.0
+APPROVALS_EVERY_S: Final = 2.0
 TIDY_EVERY_S: Final = 300.0
 UNKEPT_AGE: Final = timedelta(hours=1)
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -76,10 +89,12 @@ class StewardRuntime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.database = Database(settings.database_url, pool_size=3, application="steward")
-        self.client = FleetClient(settings.redis_url)
+        self.client = FleetClient(settings.redis_url, local_share=settings.limiter_local_share)
+        self._notary = Notary(settings, self.database)
         self._policies = Policies(self.database)
         self._shelf = Shelf(self.database)
         self._askers: dict[str, _Askers] = {}
+        self._notifier = Notifier(settings, self.database)
         self._background = Background()
 
     async def open(self) -> None:
@@ -89,12 +104,18 @@ class StewardRuntime:
             (self.close_dead, SWEEP_EVERY_S),
             (self.expire, SWEEP_EVERY_S),
             (self.resend, SWEEP_EVERY_S),
+            (self.send_parked, SWEEP_EVERY_S),
             (self.reply, REPLY_EVERY_S),
             (self.reply_again, REPLY_EVERY_S),
+            (self.tell_approvers, SWEEP_EVERY_S),
+            (self.expire_approvals, APPROVALS_EVERY_S),
             (self.schedule, SCHEDULE_EVERY_S),
             (self.say_alive, SCHEDULE_EVERY_S),
             (self.judge_canaries, JUDGE_EVERY_S),
             (self.tidy, TIDY_EVERY_S),
+            (self._notary.seal_audit, SEAL_EVERY_S),
+            (self._notary.sign_audit, SIGN_EVERY_S),
+            (self._notary.prune_audit, PRUNE_EVERY_S),
         ):
             self._background.start(self._every(every_s, sweep))
 
@@ -104,6 +125,7 @@ class StewardRuntime:
     async def close(self) -> None:
         """Stop the sweeps and close connections."""
         await self._background.end()
+        await self._notifier.close()
         await self.client.close()
         await self.database.close()
 
@@ -124,6 +146,14 @@ class StewardRuntime:
     async def expire(self) -> None:
         """End queued calls whose deadline has passed or whose run was cancelled."""
         await self.client.signals.ended(await leases.expire(self.database))
+
+    async def expire_approvals(self) -> None:
+        """End queued calls whose approval was not used in time."""
+        await self.client.signals.ended(await approval_gate.expire(self.database))
+
+    async def tell_approvers(self) -> None:
+        """Tell approvers of the calls that wait and that they have not heard of."""
+        await self._notifier.tell()
 
     async def resend(self) -> None:
         """Send again what is queued in the record and missing from the broker.
@@ -146,6 +176,10 @@ class StewardRuntime:
                 await self._send(lost)
                 if lost:
                     logger.warning("sent %d calls of %s again", len(lost), server)
+
+    async def send_parked(self) -> None:
+        """Send the calls that had to wait and whose time has come."""
+        await self._send(await leases.take_due(self.database, RESEND_LIMIT))
 
     async def reply(self) -> None:
         """Store the end of calls that raw Celery clients submitted as their tasks' results."""
@@ -192,8 +226,9 @@ class StewardRuntime:
                 logger.warning("rollout of %s: %s", rollout.server, verdict.value)
 
     async def tidy(self) -> None:
-        """Remove large results that were stored by attempts which did not end their calls."""
+        """Remove results that no call kept, and notices of calls that wait no more."""
         await artifacts.sweep(self.database, UNKEPT_AGE)
+        await notices.sweep(self.database)
 
     # -- raw clients ------------------------------------------------------------------------
 
@@ -219,6 +254,7 @@ class StewardRuntime:
             tenant=tenant,
             policies=self._policies,
             shelf=self._shelf,
+            admission=self.client.admission,
             actor=f"celery:{tenant}",
             tool=tool,
             arguments=arguments,

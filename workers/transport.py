@@ -9,6 +9,8 @@ Nothing else differs; messages are hints (D1), so no acknowledgement is kept in 
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from functools import cached_property
 from queue import Empty
 from time import monotonic
@@ -21,6 +23,8 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import dumps, loads
 
 from workers import fair_queue
+
+logger = logging.getLogger("toolfleet.worker")
 
 AT_ONCE_S: Final = 0.002
 
@@ -56,6 +60,9 @@ class FleetChannel(redis.Channel):
         except Empty:
             self._find_lost(queues)
             raise
+        except (ValueError, RecursionError):  # no JSON
+            logger.warning("what was no message was dropped from %s", ", ".join(queues))
+            found = True
         if ticket is not None and ticket not in queues:
             self._give_back(ticket)
         # A BRPOP that had to wait found the queue empty: asking for more would be a trip for none,
@@ -77,7 +84,12 @@ class FleetChannel(redis.Channel):
 
     def _deliver_all(self, queue: str, items: list[bytes]) -> None:
         for item in items:
-            self.connection._deliver(loads(bytes_to_str(item)), queue)
+            try:
+                message = loads(bytes_to_str(item))
+            except (ValueError, RecursionError):
+                logger.warning("what was no message was dropped from %s", queue)
+            else:
+                self.connection._deliver(message, queue)
 
     @cached_property
     def _taker(self) -> Any:
@@ -126,7 +138,23 @@ class FleetTransport(redis.Transport):
     def _deliver(self, message: Any, queue: str) -> None:
         if message == fair_queue.TICKET:
             raise _TicketTaken(queue)
-        super()._deliver(message, queue)
+        try:
+            super()._deliver(message, queue)
+        except self.connection_errors:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is that somebody wrote into Redis
+            # It must not end the worker, nor keep a place in it.
+            name = type(error).__name__
+            logger.warning("a message that cannot be read was dropped from %s: %s", queue, name)
+            self._drop(message)
+
+    def _drop(self, message: Any) -> None:
+        """Take a message that was delivered in part out of its channel's prefetch window."""
+        with suppress(LookupError, TypeError):
+            tag = message["properties"]["delivery_tag"]
+            for channel in self.channels:
+                if tag in channel.qos._delivered:
+                    channel.qos.ack(tag)
 
 
 class _ComposingChannel(virtual.Channel):

@@ -104,6 +104,16 @@ def test_an_exception_of_a_coroutine_is_the_tasks_failure(worker: PoolWorker) ->
         failed.get(timeout=10)
 
 
+@requirement("pool:failure")
+def test_arguments_that_do_not_fit_are_a_failure_and_keep_no_slot(worker: PoolWorker) -> None:
+    for args in ((), ("one",), ("one", 1, 2)):
+        for _ in range(CONCURRENCY):
+            result = worker.client.send_task("pool.sleep", args, queue="pool")
+            with pytest.raises(TypeError, match="argument"):
+                result.get(timeout=20)
+    assert worker.inspect("active") == []
+
+
 @requirement("pool:concurrency")
 def test_no_more_coroutines_run_than_the_pool_has_slots(worker: PoolWorker) -> None:
     names = [f"call-{number}" for number in range(CONCURRENCY + 2)]

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from registry import calls, catalog, ingest, runs, submission
-from registry.calls import Submitted
+from registry.calls import NewCall, Submitted
 from registry.database import Database
 from registry.errors import Code, FleetError
 from registry.policies import Policies
@@ -227,13 +227,23 @@ async def test_a_deadline_outside_the_limits_is_refused(
     assert refused.value.code is Code.INVALID_REQUEST
 
 
+class NoRates:
+    """What is never asked about a tenant without rates."""
+
+    async def take(self, call: NewCall) -> None:
+        raise AssertionError(f"{call.tool} was weighed")
+
+    def give_back(self, call: NewCall) -> None:
+        raise AssertionError(f"{call.tool} was given back")
+
+
 @requirement("submit:replied-once")
 async def test_a_raw_clients_call_is_replied_to_once_it_has_ended(database: Database) -> None:
     ledger = await Ledger.open(database)
     submitted, message = await submission.submit_one(
         database, ledger.settings, run_id=ledger.run.id, tenant="acme", tool="demo_look",
         arguments={}, actor="celery:acme", reply_to="task-id",
-        policies=Policies(database), shelf=Shelf(database),
+        policies=Policies(database), shelf=Shelf(database), admission=NoRates(),
     )  # fmt: skip
     assert isinstance(submitted, Submitted)
     assert "arguments" not in message

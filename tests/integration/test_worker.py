@@ -16,6 +16,7 @@ from registry.calls import CallState, Ending
 from registry.database import Database
 from registry.definitions import parse_definition
 from registry.settings import Settings
+from tests.jobs import make_job
 from tests.ledger import Ledger, listed, register, start, together
 from tests.process_trees import light
 from tests.requirements import requirement
@@ -30,10 +31,6 @@ pytestmark = pytest.mark.anyio
 
 POOL = {"min_idle": 1, "max_size": 1}
 TOOLS = ("say", "wait")
-
-
-class _NoPool:
-    """Stands where Celery's pool is: a job only needs to be cancelled here."""
 
 
 @pytest.fixture
@@ -67,14 +64,14 @@ async def worker(ledger: Ledger) -> AsyncIterator[WorkerRuntime]:
 
 def deliver(worker: WorkerRuntime, call_id: str) -> Job:
     """Let a worker have a call's message; return the job, whose task ends with the call."""
-    job = Job(_NoPool())  # type: ignore[arg-type]
+    job = make_job()
     job.task = asyncio.create_task(invoke(worker, call_id, job))
     return job
 
 
 def endless() -> Job:
     """Return a job that lasts until it is cancelled."""
-    job = Job(_NoPool())  # type: ignore[arg-type]
+    job = make_job()
     job.task = asyncio.create_task(asyncio.Event().wait())
     return job
 

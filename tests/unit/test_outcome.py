@@ -17,7 +17,6 @@ REFUSED_UNSEEN = [  # an HTTP server refused the request before it did anything
     Code.UPSTREAM_FORBIDDEN,
     Code.UPSTREAM_NOT_FOUND,
     Code.UPSTREAM_CONFLICT,
-    Code.RATE_LIMITED,
 ]
 CLASSES_THAT_RERUN = [Delivery.READ, Delivery.IDEMPOTENT, Delivery.KEYED]
 
@@ -84,6 +83,16 @@ def test_a_call_that_was_refused_at_the_door_failed_and_is_not_made_again(
     assert after(code, delivery, dispatched=False) is CallState.FAILED
 
 
+@requirement("outcome:rerun", "quota:pause")
+@pytest.mark.parametrize("delivery", list(Delivery))
+@pytest.mark.parametrize("attempts_left", [True, False])
+def test_a_call_that_its_server_had_no_time_for_is_made_again_whatever_its_delivery(
+    delivery: Delivery, attempts_left: bool
+) -> None:
+    state = after(Code.RATE_LIMITED, delivery, dispatched=False, attempts_left=attempts_left)
+    assert state is CallState.QUEUED
+
+
 @requirement("outcome:write-once")
 def test_what_a_gateway_says_in_its_servers_place_leaves_a_write_in_doubt() -> None:
     assert after(Code.UPSTREAM_FAILED, Delivery.WRITE) is CallState.OUTCOME_UNKNOWN
@@ -133,6 +142,7 @@ def test_every_error_leads_along_the_ledgers_table(
         (Code.SESSION_LOST, Verdict.FAILED),
         (Code.UPSTREAM_FAILED, Verdict.FAILED),
         (Code.UPSTREAM_UNREACHABLE, Verdict.FAILED),
+        (Code.ADDRESS_REFUSED, Verdict.FAILED),
         (Code.UPSTREAM_FORBIDDEN, Verdict.SUCCEEDED),
         (Code.RATE_LIMITED, Verdict.ABSTAINED),
         (Code.CREDENTIAL_REJECTED, Verdict.ABSTAINED),

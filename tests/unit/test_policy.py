@@ -118,7 +118,7 @@ def test_a_tenants_own_limits_come_before_its_tiers() -> None:
         ({"name": "a b"}, "name"),
         ({"priority": 10}, "priority"),
         ({"limits": {"calls_per_minute": 0}}, "limits/calls_per_minute"),
-        ({"limits": {"calls_per_hour": 9}}, "limits/calls_per_hour"),
+        ({"limits": {"calls_per_day": 9}}, "limits/calls_per_day"),
         ({"classes": {"write": "maybe"}}, "classes/write"),
         ({"classes": {"delete": "deny"}}, "classes/delete"),
         ({"tools": {"allow": ["crm"]}}, "tools/allow/0"),
