@@ -58,9 +58,10 @@ class ApiClient:
             return response.json() if response.content else None
         raise _problem(response)
 
-    def download(self, *path: str) -> Iterator[bytes]:
+    def download(self, *path: str, query: dict[str, Any] | None = None) -> Iterator[bytes]:
         """Yield an answer's bytes as they come; raise `AskError` for a problem."""
-        with self._reaching(), self._http.stream("GET", _address(path)) as response:
+        streaming = self._http.stream("GET", _address(path), params=query or {})
+        with self._reaching(), streaming as response:
             if not response.is_success:
                 response.read()
                 raise _problem(response)

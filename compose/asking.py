@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT_S = 60
 REFRESH_WAIT_S = 20
+DAY_S = 86_400
 
 servers = typer.Typer(help="Register and look at MCP servers.", no_args_is_help=True)
 runs = typer.Typer(help="Start, look at and cancel runs.", no_args_is_help=True)
@@ -216,12 +217,45 @@ def keys_create(
     tenant: Annotated[
         str | None, typer.Option(help="A key of this tenant, not an operator's.")
     ] = None,
+    role: Annotated[str | None, typer.Option(help="operator, tenant, approver or auditor.")] = None,
+    days: Annotated[float | None, typer.Option(help="For how many days it is valid.")] = None,
+    verb: Annotated[
+        list[str] | None, typer.Option(help="Narrow it to this verb, such as calls:read.")
+    ] = None,
+    server: Annotated[
+        list[str] | None, typer.Option(help="Narrow its runs and calls to this server.")
+    ] = None,
+    tool: Annotated[
+        list[str] | None, typer.Option(help="Narrow its calls to these tools: server/pattern.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make an API key; it is shown this once."""
+    wanted = {"verbs": verb, "servers": server, "tools": {"allow": tool} if tool else None}
+    scopes = {what: values for what, values in wanted.items() if values}
+    body = {
+        "name": name,
+        "role": role or ("tenant" if tenant else "operator"),
+        "tenant": tenant,
+        "lifetime_s": None if days is None else days * DAY_S,
+        "scopes": scopes or None,
+    }
     with asking() as fleet:
-        role = {"role": "tenant", "tenant": tenant} if tenant else {"role": "operator"}
-        show(fleet.ask("POST", "keys", body={"name": name, **role}), as_json)
+        show(fleet.ask("POST", "keys", body=body), as_json)
+
+
+@keys.command("rotate")
+def keys_rotate(
+    key_id: str,
+    hours: Annotated[float, typer.Option(help="For how long the old key still works.")] = 24,
+    days: Annotated[float | None, typer.Option(help="For how many days the new one does.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key in the place of another; it is shown this once."""
+    lifetime_s = None if days is None else days * DAY_S
+    body = {"overlap_s": hours * 3600, "lifetime_s": lifetime_s}
+    with asking() as fleet:
+        show(fleet.ask("POST", "keys", key_id, "rotate", body=body), as_json)
 
 
 @keys.command("list")
@@ -241,7 +275,7 @@ def keys_revoke(key_id: str, as_json: AsJson = False) -> None:
 _TOOLS = ("name", "description")
 _DIFFERENCES = ("tool", "change", "fields")
 _SERVERS = ("name", "version", "stale", "refreshed_at", "tools", "queue")
-_KEYS = ("id", "name", "role", "tenant_id", "created_at", "expires_at", "revoked_at")
+_KEYS = ("id", "name", "role", "tenant_id", "scopes", "last_used_at", "expires_at", "revoked_at")
 
 
 def _start_run(

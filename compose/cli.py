@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from compose import asking, doctor, governing, registry_file
+from compose import approving, asking, auditing, credentials, doctor, governing, registry_file
+from registry.discretion import die_discreetly
 
 app = typer.Typer(
     name="toolfleet",
@@ -22,6 +23,9 @@ app = typer.Typer(
 )
 asking.add_to(app)
 governing.add_to(app, asking.servers)
+approving.add_to(app)
+app.add_typer(auditing.audit, name="audit")
+credentials.add_to(app)
 registry_file.add_to(app)
 doctor.add_to(app)
 
@@ -120,6 +124,7 @@ def _counts(pairs: list[str]) -> dict[str, int]:
 
 def main() -> None:
     """Run the command line; the entry point of the `toolfleet` script."""
+    die_discreetly()
     app()
 
 

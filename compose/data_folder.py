@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from compose.process import end_leftover
+from registry.signing import make_key
 
 
 class FolderInUseError(Exception):
@@ -40,6 +42,7 @@ class DataFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.operator_key_file = self.path / "operator.key"
+        self.audit_key_file = self.path / "audit.key"
         self._facts_file = self.path / "fleet.json"
         self._lock: int | None = None
 
@@ -90,6 +93,20 @@ class DataFolder:
         if not path.exists():
             write_private(path, secrets.token_urlsafe(48) + "\n")
         return path.read_text().strip()
+
+    def audit_key(self) -> Path:
+        """Return the file of the key that signs the audit's checkpoints, made once, private."""
+        if not self.audit_key_file.exists():
+            make_key(self.audit_key_file)
+        return self.audit_key_file
+
+    def encryption_keys_file(self) -> Path:
+        """Return the file of keys that stored credentials are encrypted with, made once."""
+        path = self.path / "encryption.keys"
+        if not path.exists():
+            key = base64.b64encode(secrets.token_bytes(32)).decode()
+            write_private(path, f"local-1 {key}\n")
+        return path
 
     def read_facts(self) -> FleetFacts | None:
         """Return what the fleet on this folder told last, or None."""

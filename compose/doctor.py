@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import typer
 
-from compose.printing import AsJson
+from compose.printing import AsJson, printable
 
 _COLOURS: Final = {"ok": "green", "warning": "yellow", "failed": "red"}
 
@@ -72,6 +72,6 @@ def _print(findings: list[dict[str, Any]]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for finding in findings:
         line = Text(f"{finding['state']:<8}", style=_COLOURS[finding["state"]])
-        console.print(line + Text(f"{finding['check']}: {finding['what']}"))
+        console.print(line + Text(printable(f"{finding['check']}: {finding['what']}")))
         if finding["advice"] and finding["state"] != "ok":
-            console.print(Text(f"        {finding['advice']}", style="dim"))
+            console.print(Text(printable(f"        {finding['advice']}"), style="dim"))

@@ -1,4 +1,4 @@
-"""The commands that govern a running fleet: versions, changes, tenants, approvals, the audit.
+"""The commands that govern a running fleet: versions, changes, tenants.
 
 Each prints a table for people, or with `--json` the API's own answer for programs.
 """
@@ -16,21 +16,17 @@ if TYPE_CHECKING:
     from compose.api_client import ApiClient
 
 tenants = typer.Typer(help="What tenants and tiers may do.", no_args_is_help=True)
-approvals = typer.Typer(help="Decide about calls that wait.", no_args_is_help=True)
 
 _CHANGES = ("id", "version", "tool", "kind", "state", "what")
 _ROLLOUTS = ("canary", "stable", "state", "started_at", "ended_at", "ended_by")
-_TIERS = ("name", "priority", "limits", "classes", "tools")
+_TIERS = ("name", "priority", "limits", "together", "classes", "tools", "redaction", "results")
+_KEPT = ("tier", "flags", "servers", "tools", "redaction", "results")
 _TENANTS = ("name", "tier", "flags", "servers", "limits", "priority")
-_APPROVALS = ("id", "tenant_id", "tool", "arguments", "requested_by", "expires_at")
-_AUDIT = ("id", "at", "actor", "event", "tenant_id", "run_id", "call_id", "details")
 
 
 def add_to(app: typer.Typer, servers: typer.Typer) -> None:
     """Add these commands to the `toolfleet` command, some of them below `servers`."""
     app.add_typer(tenants, name="tenants")
-    app.add_typer(approvals, name="approvals")
-    app.command("audit")(audit)
     for name, command in (
         ("version", version),
         ("rollout", rollout),
@@ -213,7 +209,7 @@ def tenants_set(
         else:
             known = fleet.ask("GET", "tenants")["tenants"]
             now: dict[str, Any] = next((it for it in known if it["name"] == name), {})
-            body = {key: now[key] for key in ("tier", "flags", "servers", "tools") if key in now}
+            body = {key: now[key] for key in _KEPT if key in now}
             body |= {"limits": now["own_limits"]} if now else {}
             switches = dict.fromkeys(enable or [], True) | dict.fromkeys(disable or [], False)
             body["servers"] = {**body.get("servers", {}), **switches}
@@ -249,56 +245,3 @@ def tiers_remove(name: str, as_json: AsJson = False) -> None:
     """Remove a tier that no tenant is in."""
     with asking() as fleet:
         show(fleet.ask("DELETE", "tiers", name), as_json)
-
-
-# -- approvals and audit
-
-
-@approvals.command("list")
-def approvals_list(as_json: AsJson = False) -> None:
-    """List the calls that wait for an approval, the oldest first."""
-    with asking() as fleet:
-        show(fleet.ask("GET", "approvals"), as_json, _APPROVALS)
-
-
-@approvals.command("approve")
-def approvals_approve(
-    call_id: str,
-    reason: Annotated[str | None, typer.Option(help="For the audit.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Let a waiting call run."""
-    with asking() as fleet:
-        answer = fleet.ask("POST", "approvals", call_id, "approve", body={"reason": reason})
-        show(answer, as_json)
-
-
-@approvals.command("deny")
-def approvals_deny(
-    call_id: str,
-    reason: Annotated[str | None, typer.Option(help="For the caller and the audit.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """End a waiting call as denied."""
-    with asking() as fleet:
-        answer = fleet.ask("POST", "approvals", call_id, "deny", body={"reason": reason})
-        show(answer, as_json)
-
-
-def audit(
-    tenant: Annotated[str | None, typer.Option(help="Only this tenant's.")] = None,
-    run: Annotated[str | None, typer.Option(help="Only this run's.")] = None,
-    call: Annotated[str | None, typer.Option(help="Only this call's.")] = None,
-    event: Annotated[str | None, typer.Option(help="Only this event, or family: call.*")] = None,
-    before: Annotated[int | None, typer.Option(help="Only entries before this id.")] = None,
-    limit: Annotated[int, typer.Option(help="How many.")] = 50,
-    as_json: AsJson = False,
-) -> None:
-    """Show what was changed by whom, newest first."""
-    wanted = {
-        "tenant": tenant, "run": run, "call": call, "event": event, "before": before,
-        "limit": limit,
-    }  # fmt: skip
-    query = {name: value for name, value in wanted.items() if value is not None}
-    with asking() as fleet:
-        show(fleet.ask("GET", "audit", query=query), as_json, _AUDIT)

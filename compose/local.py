@@ -20,6 +20,7 @@ from typing import Self
 
 import httpx2
 
+from api.addressed import check_binding
 from compose.data_folder import DataFolder, FleetFacts, births
 from compose.embedded import EmbeddedPostgres, EmbeddedRedis, free_port
 from compose.migrate import upgrade_database
@@ -35,6 +36,7 @@ READY_WITHIN_S = 30.0
 POLL_S = 0.05
 STOP_GRACE_S = 10.0
 EMBEDDED = ("redis", "postgres")
+_SECRETS = ("TOOLFLEET_SECRET_KEY", "TOOLFLEET_DATABASE_URL", "TOOLFLEET_CREDENTIALS_FILE")
 
 
 def toolfleet_command(*arguments: str) -> list[str]:
@@ -117,8 +119,10 @@ class LocalFleet:
         """Start everything; return when API and Flower answer. Nothing is left behind if it fails.
 
         Raises `FolderInUseError`, `OSError` when a port is taken, `RuntimeError` when a part does
-        not come up, `FleetError` when an outside database is away.
+        not come up, `FleetError` when an outside database is away, `ValueError` for an API that
+        others can reach under any name.
         """
+        check_binding(self._settings)
         self.folder.acquire()
         try:
             await self.folder.end_earlier_life()
@@ -203,7 +207,8 @@ class LocalFleet:
         drains = name.startswith("worker:")
         drain_s = self._settings.drain_grace.total_seconds() if drains else 0.0
         environment = dict(self._child_environment())
-        if name == "flower":
+        if name == "flower":  # which asks the broker alone
+            environment = {it: value for it, value in environment.items() if it not in _SECRETS}
             environment["TOOLFLEET_FLOWER_AUTH"] = f"operator:{self.operator_key}"
         return Process(
             self._command(*name.partition("#")[0].split(":")),
@@ -214,10 +219,17 @@ class LocalFleet:
 
     def _child_environment(self) -> dict[str, str]:
         secret_key = self._settings.secret_key.get_secret_value() or self.folder.secret_key()
-        credentials = self._settings.credentials_file
+        files = {
+            "TOOLFLEET_CREDENTIALS_FILE": self._settings.credentials_file,
+            "TOOLFLEET_COMMANDS_FILE": self._settings.commands_file,
+            "TOOLFLEET_ENCRYPTION_KEYS_FILE": self._settings.encryption_keys_file
+            or self.folder.encryption_keys_file(),
+            "TOOLFLEET_AUDIT_KEY_FILE": self._settings.audit_key_file or self.folder.audit_key(),
+            "TOOLFLEET_AUDIT_CHECKPOINTS": self._settings.audit_checkpoints,
+        }
         return {
             **os.environ,
-            **({"TOOLFLEET_CREDENTIALS_FILE": str(credentials.resolve())} if credentials else {}),
+            **{name: str(path.resolve()) for name, path in files.items() if path},
             "TOOLFLEET_DATABASE_URL": self.database_url,
             "TOOLFLEET_REDIS_URL": self.redis_url,
             "TOOLFLEET_DATA_DIR": str(self.folder.path),

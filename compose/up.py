@@ -28,7 +28,7 @@ def run_up(*, free_ports: bool, data_dir: Path | None, workers: Mapping[str, int
     fleet = LocalFleet(data_dir=data_dir, free_ports=free_ports, workers_per_server=workers)
     try:
         asyncio.run(_serve(fleet, console))
-    except (FolderInUseError, OSError, RuntimeError) as error:
+    except (FolderInUseError, OSError, RuntimeError, ValueError) as error:
         console.print(f"toolfleet up: {error}", style="red", markup=False)
         return 1
     except FleetError as error:

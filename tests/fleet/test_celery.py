@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import uuid
 from collections import Counter
 from functools import partial
 from typing import Any
@@ -13,11 +14,16 @@ from celery import Celery
 from redis.asyncio import Redis
 
 from tests.fleet.driver import Fleet, script
+from tests.odd_messages import ODD_ARGUMENTS, odd_messages
 from tests.requirements import requirement
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
+GATED = {"write": {"approval": True}, "echo": {"delivery": "read"}}
+QUEUE = "mcp.other"
+PLACES = 8
+"""Calls that its worker takes at once."""
 RAW_CLIENT = """
 import json, sys
 from celery import Celery
@@ -39,7 +45,8 @@ print(json.dumps({**answer, "state": result.state}))
 @pytest.fixture(scope="module")
 async def fleet(empty_fleet: Fleet) -> Fleet:
     await empty_fleet.serve(
-        empty_fleet.echo("local", pool={"min_idle": 2, "max_size": 3}), empty_fleet.echo("other")
+        empty_fleet.echo("local", pool={"min_idle": 2, "max_size": 3}),
+        empty_fleet.echo("other", tools=GATED),
     )
     return empty_fleet
 
@@ -147,6 +154,101 @@ async def test_tasks_with_one_idempotency_key_get_the_same_result(fleet: Fleet) 
     assert Counter(fleet.journal("local").events("both"))["effect"] == 1
 
 
+# -- what whoever reaches Redis can do
+
+
+async def boss(fleet: Fleet) -> dict[str, str]:
+    """Return the header of somebody who approves."""
+    body = {"name": "boss", "role": "approver"}
+    key = (await fleet.http.post("/v1/keys", json=body)).json()["key"]
+    return {"authorization": f"Bearer {key}"}
+
+
+async def decide(fleet: Fleet, call_id: str, how: str) -> str:
+    headers = await boss(fleet)
+    shown = (await fleet.http.get(f"/v1/approvals/{call_id}", headers=headers)).json()
+    body = {"binding": shown["binding"]}
+    answer = await fleet.http.post(f"/v1/approvals/{call_id}/{how}", json=body, headers=headers)
+    assert answer.is_success, answer.text
+    return str(answer.json()["state"])
+
+
+def send(fleet: Fleet, *args: Any, task: str = "toolfleet.call", **kwargs: Any) -> None:
+    """Put a message into the server's queue, as a Celery client would."""
+    with Celery(broker=fleet.local.redis_url) as celery:
+        celery.send_task(task, args=args, kwargs=kwargs, queue=QUEUE)
+
+
+async def events(fleet: Fleet, call_id: str) -> list[str]:
+    answer = await fleet.http.get("/v1/audit", params={"call": call_id})
+    return [entry["event"] for entry in answer.json()["entries"]]
+
+
+async def works(fleet: Fleet) -> None:
+    """Return once the worker has come to what is behind all that was sent before."""
+    run = await fleet.run()
+    assert (await fleet.call(run, "other_echo", text="x"))["state"] == "succeeded"
+
+
+@requirement("approval:no-bypass", "celery:forged")
+async def test_a_raw_clients_call_waits_and_a_forged_message_does_not_run_it(fleet: Fleet) -> None:
+    run, task_id = await fleet.run(), str(uuid.uuid4())
+    wish = json.dumps([run["run_token"], "other_write", {"token": "raw"}, None])
+    asking = asyncio.create_task(script(RAW_CLIENT, fleet.local.redis_url, "1", task_id, wish))
+
+    async def waits() -> bool:
+        answer = await fleet.http.get(f"/v1/approvals/{task_id}")
+        return answer.is_success
+
+    await until(waits)
+    for _ in range(3):
+        send(fleet, task_id)
+    await until(lambda: _refused(fleet, task_id, 3))
+    await works(fleet)
+    assert fleet.journal("other").entries("raw") == []
+    assert await decide(fleet, task_id, "approve") == "queued"
+    answer = json.loads(await asking)
+    assert answer["state"] == "SUCCESS"
+    assert fleet.journal("other").events("raw").count("effect") == 1
+
+
+async def _refused(fleet: Fleet, call_id: str, times: int) -> bool:
+    return (await events(fleet, call_id)).count("call.message_refused") == times
+
+
+@requirement("approval:no-bypass", "celery:forged")
+@pytest.mark.parametrize("how", ["denied", "stopped", "done"])
+async def test_a_message_about_a_call_that_has_ended_runs_nothing(fleet: Fleet, how: str) -> None:
+    call_id = await fleet.submit(await fleet.run(), "other_write", token=how)
+    if how == "denied":
+        await decide(fleet, call_id, "deny")
+    elif how == "stopped":
+        await fleet.cancel(call_id)
+    else:
+        await decide(fleet, call_id, "approve")
+        await fleet.ended(call_id)
+    for _ in range(3):
+        send(fleet, call_id)
+    if how != "done":
+        await until(lambda: _refused(fleet, call_id, 3))
+    await works(fleet)
+    assert fleet.journal("other").events(how).count("effect") == (how == "done")
+
+
+@requirement("celery:forged")
+async def test_messages_that_make_no_sense_leave_the_worker_working(fleet: Fleet) -> None:
+    """Each kind comes more often than the worker has places: none may keep one."""
+    pid = fleet.worker("other").pid
+    for args, kwargs in ODD_ARGUMENTS * (PLACES + 1):
+        send(fleet, *args, **kwargs)
+    async with Redis.from_url(fleet.local.redis_url) as redis:
+        for message in odd_messages(QUEUE):
+            await redis.lpush(QUEUE, *[message] * (PLACES + 1))
+        await until(partial(_is_empty, redis))
+    await works(fleet)
+    assert fleet.worker("other").pid == pid, "the worker died of a message"
+
+
 # -- what lies in Redis
 
 
@@ -165,6 +267,10 @@ async def test_neither_arguments_nor_results_lie_in_redis(fleet: Fleet) -> None:
     assert "a-private" not in "".join(contents)
     for call_id in queued:
         await fleet.ended(call_id)
+
+
+async def _is_empty(redis: Redis) -> bool:
+    return int(await redis.llen(QUEUE)) == 0
 
 
 async def _waits(redis: Redis, queued: list[str]) -> bool:

@@ -25,17 +25,17 @@ NAME = "crm-mcp"
 class Operator:
     """Somebody who types `toolfleet` commands."""
 
-    def __init__(self, fleet: Fleet, folder: Path) -> None:
+    def __init__(self, fleet: Fleet, folder: Path, key: str | None = None) -> None:
         self.folder = folder
         self.environment = {
             "TOOLFLEET_URL": fleet.local.api_url,
-            "TOOLFLEET_KEY": fleet.local.operator_key,
+            "TOOLFLEET_KEY": key or fleet.local.operator_key,
         }
 
-    async def types(self, *arguments: str, status: int = 0) -> str:
+    async def types(self, *arguments: str, status: int = 0, piped: str = "") -> str:
         """Run a command, in this process to save its start; return what it printed."""
         runner = CliRunner(env=self.environment)
-        result = await asyncio.to_thread(runner.invoke, app, list(arguments))
+        result = await asyncio.to_thread(runner.invoke, app, list(arguments), input=piped)
         assert result.exit_code == status, result.output
         return result.output
 
@@ -77,6 +77,37 @@ async def test_a_version_is_tried_decided_about_and_promoted_by_commands(
     assert (await operator.asks("servers", "restore", NAME))["version"] == "2.0"
 
 
+@requirement("broker:command", "broker:secret")
+async def test_credentials_are_set_listed_rewrapped_and_removed_by_commands(
+    empty_fleet: Fleet, operator: Operator
+) -> None:
+    if (await empty_fleet.http.get("/v1/servers/crm-gated")).status_code == 404:
+        await empty_fleet.serve(crm("2.0", "crm-gated"))
+    secret = "s3cret-canary-of-a-command"
+    told = [await operator.types("credentials", "set", "acme", "crm-gated", piped=f"{secret}\n")]
+    oauth = {
+        "kind": "oauth_client_credentials",
+        "issuer": "https://login.example.com",
+        "client": {"id": "fleet", "secret": secret},
+    }
+    file = operator.file("oauth.yaml", oauth)
+    told.append(await operator.types("credentials", "set", "*", "crm-gated", "--file", file))
+    listed = (await operator.asks("credentials", "list"))["credentials"]
+    assert [(it["tenant"], it["kind"]) for it in listed] == [
+        ("*", "oauth_client_credentials"),
+        ("acme", "static"),
+    ]
+    told.append(await operator.types("credentials", "show", "acme", "crm-gated"))
+    key_file = empty_fleet.local.folder.path / "encryption.keys"
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    rewrapped = await operator.asks("credentials", "rewrap")
+    assert rewrapped == {"rewrapped": 0, "wrapped_by": {"file:local-1": 2}}
+    await operator.types("credentials", "remove", "acme", "crm-gated")
+    gone = await operator.types("credentials", "show", "acme", "crm-gated", status=1)
+    assert gone.startswith("not_found: ")
+    assert secret not in "".join(told) + json.dumps(listed)
+
+
 @requirement("command:governs")
 async def test_tenants_tiers_approvals_and_the_audit_are_governed_by_commands(
     empty_fleet: Fleet, operator: Operator
@@ -84,21 +115,33 @@ async def test_tenants_tiers_approvals_and_the_audit_are_governed_by_commands(
     if (await empty_fleet.http.get("/v1/servers/crm-gated")).status_code == 404:
         await empty_fleet.serve(crm("2.0", "crm-gated"))
     gold = {"name": "gated", "classes": {"write": "approve"}, "limits": {"concurrent_calls": 9}}
+    gold["results"] = {"instructions": "block"}
     await operator.types("tenants", "set-tier", operator.file("gold.yaml", gold))
+    careful = operator.file("careful.yaml", {"redaction": {"types": ["card"]}})
+    await operator.types("tenants", "set", "careful", "--file", careful)
     await operator.types("tenants", "set", "careful", "--tier", "gated", "--flag", "beta")
     await operator.types("tenants", "set", "careful", "--disable", "elsewhere")
     shown = await operator.asks("tenants", "show", "careful")
     assert (shown["tier"], shown["flags"]) == ("gated", ["beta"])
     assert (shown["servers"], shown["limits"]["concurrent_calls"]) == ({"elsewhere": False}, 9)
+    assert (shown["output"]["types"], shown["output"]["instructions"]) == (["card"], "block")
 
     run = await empty_fleet.run("careful")
     call_id = await empty_fleet.submit(run, "crm_gated_add_contact", name="Ana")
-    assert call_id in await operator.types("approvals", "list")
-    await operator.types("approvals", "approve", call_id, "--reason", "known")
+    assert call_id in await operator.types("approvals", "list", "--tenant", "careful")
+    own = await operator.types("approvals", "approve", call_id, status=1)
+    assert "forbidden: " in own, "the operator asked for this call"
+    body = {"name": "boss", "role": "approver"}
+    boss = (await empty_fleet.http.post("/v1/keys", json=body)).json()["key"]
+    approver = Operator(empty_fleet, operator.folder, boss)
+    shown = await approver.types("approvals", "approve", call_id, "--reason", "known", "--yes")
+    assert "Ana" in shown, "what is approved is shown"
+    assert call_id in await approver.types("approvals", "list", "--decided")
     assert (await empty_fleet.ended(call_id))["state"] == "succeeded"
     trail = (await operator.asks("audit", "--call", call_id))["entries"]
     assert [it["event"] for it in trail][::-1] == [
-        "call.awaiting_approval", "call.approved", "call.running", "call.succeeded",
+        "call.awaiting_approval", "call.decision_refused", "call.approved", "call.running",
+        "call.succeeded",
     ]  # fmt: skip
     assert "in_use" in await operator.types("tenants", "remove-tier", "gated", status=1)
 
@@ -166,3 +209,34 @@ async def test_the_doctor_finds_a_fleet_well_and_says_what_is_not(
 async def test_the_doctor_says_that_no_fleet_answers(operator: Operator) -> None:
     operator.environment["TOOLFLEET_URL"] = "http://127.0.0.1:1"
     assert "toolfleet up" in await operator.types("doctor", status=1)
+
+
+@requirement("audit:commands", "audit:checkpoints")
+async def test_the_audit_of_a_fleet_is_sealed_signed_exported_and_verified(
+    empty_fleet: Fleet, operator: Operator, tmp_path: Path
+) -> None:
+    folder = empty_fleet.local.folder.path
+    assert (folder / "audit.key").stat().st_mode & 0o077 == 0
+    await empty_fleet.run("audited")
+    export = tmp_path / "audit.jsonl"
+
+    async def sealed() -> bool:
+        await operator.types("audit", "export", "-o", str(export), "--tenant", "audited")
+        return b'"event":"run.started"' in b"".join(
+            line for line in export.read_bytes().splitlines() if b'"seq":null' not in line
+        )
+
+    await until(sealed, within_s=LIMIT_S)
+    offline = ("--public-key", str(folder / "audit.pub"), "--checkpoints", str(folder / "none"))
+    (folder / "none").touch()
+
+    async def signed() -> bool:
+        verdict = await operator.asks("audit", "verify", str(export), *offline)
+        await operator.types("audit", "export", "-o", str(export), "--tenant", "audited")
+        return verdict["checkpoints"] == 1
+
+    await until(signed, within_s=LIMIT_S)
+    verdict = await operator.asks("audit", "verify")
+    assert verdict["problems"] == []
+    assert verdict["checkpoints"] >= 1
+    assert (folder / "audit-checkpoints.jsonl").read_bytes().count(b"\n") >= 1

@@ -24,7 +24,13 @@ SERVER = {
     "serve": "1",
     "versions": [{"version": "1", "transport": "stdio", "command": "true"}],
 }
-TIER = {"name": "gold", "priority": 8, "limits": {"calls_per_minute": 600}}
+TIER = {
+    "name": "gold",
+    "priority": 8,
+    "limits": {"calls_per_minute": 600},
+    "redaction": {"types": ["card"], "patterns": [{"name": "badge", "pattern": "B[0-9]{6}"}]},
+    "results": {"instructions": "block"},
+}
 
 
 async def full(database: Database) -> None:

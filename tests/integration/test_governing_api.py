@@ -154,25 +154,6 @@ async def test_a_tenant_over_its_limit_is_told_when_to_come_back(api: Api) -> No
     assert int(again.headers["retry-after"]) >= 1
 
 
-@requirement("approval:waits", "approval:once")
-async def test_a_gated_call_is_shown_approved_and_then_runs(api: Api) -> None:
-    await api.serve()
-    await ok(await api.http.put("/v1/tiers/gated", json={"classes": {"write": "approve"}}))
-    await ok(await api.http.put("/v1/tenants/acme", json={"tier": "gated"}))
-    run = await ok(await api.http.post("/v1/runs", json={"tenant": "acme"}), 201)
-    call = await api.submit(run)
-    assert call["state"] == "awaiting_approval"
-    (waiting,) = (await ok(await api.http.get("/v1/approvals")))["approvals"]
-    assert (waiting["id"], waiting["arguments"]["text"]) == (call["id"], "hi")
-    approved = await ok(await api.http.post(f"/v1/approvals/{call['id']}/approve", json={}))
-    assert approved["state"] == "queued"
-    await api.work(call["id"])
-    ended = await ok(await api.http.get(f"/v1/calls/{call['id']}"))
-    assert ended["state"] == "succeeded"
-    again = await api.http.post(f"/v1/approvals/{call['id']}/deny", json={"reason": "late"})
-    assert problem_of(again)["code"] == "already_decided"
-
-
 @requirement("document:round-trip", "document:plan")
 async def test_the_registry_is_exported_and_applied(api: Api) -> None:
     await api.serve()

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from registry import calls, policies
-from registry.budgets import refilled
 from registry.calls import CallState, Ending, NewCall, Submitted
 from registry.database import Database
 from registry.errors import Code, FleetError
@@ -101,9 +100,18 @@ async def test_calls_at_once_are_limited_and_an_ended_one_makes_room(database: D
 
 
 @requirement("policy:limits")
-async def test_calls_a_minute_are_limited_over_all_processes_together(database: Database) -> None:
+async def test_one_tenants_calls_at_once_are_no_others(database: Database) -> None:
     await register(database, definition())
-    await tier(database, limits={"calls_per_minute": 10})
+    await tier(database, limits={"concurrent_calls": 1})
+    free, other = await start(database), await start(database, tenant="other")
+    mixed = [*await calls_of(database, free, 2), *await calls_of(database, other, 2)]
+    assert told(await calls.submit(database, mixed)) == ["ok", "tenant_limited", "ok", "ok"]
+
+
+@requirement("policy:limits")
+async def test_calls_at_once_are_limited_over_all_processes_together(database: Database) -> None:
+    await register(database, definition())
+    await tier(database, limits={"concurrent_calls": 10})
     run = await start(database)
     batches = [await calls_of(database, run, 4) for _ in range(6)]
     answers = await asyncio.gather(*(calls.submit(database, batch) for batch in batches))
@@ -111,13 +119,16 @@ async def test_calls_a_minute_are_limited_over_all_processes_together(database: 
     assert (said.count("ok"), said.count("tenant_limited")) == (10, 14)
 
 
-@requirement("policy:limits")
-async def test_one_tenants_limit_is_no_others(database: Database) -> None:
+@requirement("limits:tools")
+async def test_the_calls_at_once_of_some_tools_are_limited_beside_those_of_all(
+    database: Database,
+) -> None:
     await register(database, definition())
-    await tier(database, limits={"calls_per_minute": 1})
-    free, other = await start(database), await start(database, tenant="other")
-    mixed = [*await calls_of(database, free, 2), *await calls_of(database, other, 2)]
-    assert told(await calls.submit(database, mixed)) == ["ok", "tenant_limited", "ok", "ok"]
+    tools = {"demo/l*": {"concurrent_calls": 1}, "demo/put": {"calls_per_minute": 9}}
+    await tier(database, limits={"concurrent_calls": 3, "tools": tools})
+    run = await start(database)
+    assert told(await submit(database, run, 2)) == ["ok", "tenant_limited"]
+    assert told(await submit(database, run, 3, tool="demo_put")) == ["ok", "ok", "tenant_limited"]
 
 
 @requirement("policy:limits")
@@ -125,22 +136,11 @@ async def test_a_known_idempotency_key_gives_the_call_again_however_full_it_is(
     database: Database,
 ) -> None:
     await register(database, definition())
-    await tier(database, limits={"calls_per_minute": 1})
+    await tier(database, limits={"concurrent_calls": 1})
     run = await start(database)
     (first,) = await submit(database, run, 1, idempotency_key="k")
     (again,) = await submit(database, run, 1, idempotency_key="k")
     assert (again.id, again.created) == (first.id, False)
-
-
-@requirement("policy:limits")
-@pytest.mark.parametrize(
-    ("tokens", "elapsed_s", "holds"),
-    [(0.0, 6.0, 1.0), (9.5, 60.0, 10.0), (3.0, 0.0, 3.0), (3.0, -5.0, 3.0)],
-)
-def test_a_bucket_fills_steadily_to_a_minutes_worth(
-    tokens: float, elapsed_s: float, holds: float
-) -> None:
-    assert refilled(tokens, elapsed_s, 10) == holds
 
 
 @requirement("policy:kept")
