@@ -9,7 +9,10 @@ SQLITE := compose/demo/mcp-server-sqlite
 # The pip of Python 3.11 takes a package with and without extras for two, of which one has no hash.
 PIP := pip==26.3 --hash=sha256:f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13
 
-.PHONY: demo up test soak lint bench search-eval registry-bench test-long format lock clean
+# Tests wait for processes a third of their time; what takes long begins first.
+SIDE_BY_SIDE := -n $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 ))) --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo up test soak lint bench search-eval registry-bench pii-eval audit-bench guards api-fuzz test-long format lock clean
 
 demo: $(READY)
 	$(BIN)/toolfleet demo
@@ -18,11 +21,11 @@ up: $(READY)
 	$(BIN)/toolfleet up
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # What the tests say in a few cases, in every combination of transport and revision.
 test-long: $(READY)
-	$(BIN)/python -m pytest -m long -n auto --dist loadfile
+	$(BIN)/python -m pytest -m long $(SIDE_BY_SIDE)
 
 # Minutes to hours: 10,000 cycles (TOOLFLEET_SOAK_CYCLES) with servers that end badly.
 soak: $(READY)
@@ -44,6 +47,22 @@ search-eval: $(READY)
 # What starting a run costs over 10,000 tools in 200 servers.
 registry-bench: $(READY)
 	$(BIN)/python -m tests.bench.registry_scale
+
+# What the audit costs a call, and what a million entries take to seal and to verify.
+audit-bench: $(READY)
+	$(BIN)/python -m tests.bench.audit_cost
+
+# Takes guards out, one at a time, in a copy of the tree: the attacks on them have to succeed there.
+guards: $(READY)
+	$(BIN)/python -m tests.security.guards
+
+# Minutes (TOOLFLEET_FUZZ_S, twice): every operation held to the OpenAPI document.
+api-fuzz: $(READY)
+	$(BIN)/python -m pytest tests/integration/test_contract.py -m long -s -p no:randomly
+
+# What redaction finds in labelled sentences, and what it takes; DATA names another file of them.
+pii-eval: $(READY)
+	$(BIN)/python -m tests.bench.pii_recall $(DATA)
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -36,7 +36,7 @@ async def tell(request: Request) -> Response:
             "path": request.scope["raw_path"].decode(),
             "query": [list(pair) for pair in request.query_params.multi_items()],
             "headers": dict(request.headers),
-            "credential": sha256(request.headers.get("authorization", "").encode()).hexdigest(),
+            "heard": sha256(request.headers.get("authorization", "").encode()).hexdigest(),
             "body": (await request.body()).decode(),
         }
     )
