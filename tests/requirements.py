@@ -76,6 +76,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "design 5",
         "Versions, changes, tenants, approvals and the whole registry are governed by commands.",
     ),
+    "command:harmless": (
+        "reliability 4.2",
+        "Nothing that a command prints of a server's words acts on the terminal.",
+    ),
     "command:problems": (
         "design 5",
         "A command that is refused shows code, message and hint, and ends with status 1.",
@@ -292,6 +296,71 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "guide",
         "A tenant may not have more calls at once or a minute, nor larger results, than its tier.",
     ),
+    # --- limits (tests/unit/test_rates.py, tests/contract/test_limits.py,
+    #     tests/integration/test_limits.py, test_tenants.py, test_quota.py, tests/fleet)
+    "limits:rate": (
+        "research goal 37",
+        (
+            "Any number of processes together grant a bucket's rate over any 10 seconds within "
+            "1 %, and at no time more at once than it holds."
+        ),
+    ),
+    "limits:all-or-nothing": (
+        "own decision",
+        "A call is taken from all of its buckets or from none; the model decides as the script.",
+    ),
+    "limits:clocks": (
+        "research goal 22",
+        "No limit, pause or lease depends on the clock of the process that asks.",
+    ),
+    "limits:tools": (
+        "guide",
+        "A tenant's calls of some tools, and a tier's calls together, have limits of their own.",
+    ),
+    "limits:headers": (
+        "own decision",
+        (
+            "A caller is told where it stands (RateLimit, RateLimit-Policy), and a refused one "
+            "when to come again: then it succeeds."
+        ),
+    ),
+    "limits:charged-once": (
+        "own decision",
+        "What is refused, not valid or known by its idempotency key costs nothing.",
+    ),
+    "limits:redis-away": (
+        "research goal 37",
+        (
+            "While Redis is away writes are refused at once and reads have the process's share of "
+            "each limit; nothing is unlimited."
+        ),
+    ),
+    "quota:pause": (
+        "guide",
+        (
+            "A server that answers 429 is sent nothing by any worker until the time it named; the "
+            "call it turned away is made again then, within its deadline."
+        ),
+    ),
+    "quota:kept": (
+        "guide",
+        "No more calls reach a server than its quota allows the whole fleet, whoever calls.",
+    ),
+    "quota:holds-nothing": (
+        "own decision",
+        (
+            "A call that waits for a quota holds no session and no attempt, stops at once, and "
+            "keeps nobody else waiting."
+        ),
+    ),
+    "quota:bad-input": (
+        "own decision",
+        "A quota that is not valid is refused with the path of what is wrong.",
+    ),
+    "limits:figures": (
+        "own decision",
+        "What limits granted and refused, and what is paused, is counted by limit and by server.",
+    ),
     "policy:priority": (
         "own decision",
         "A call has the priority of its tenant's tier.",
@@ -346,6 +415,88 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "guide",
         "A run may have the tools that fit an intent, or two tools to find and call the others.",
     ),
+    # --- attacks (tests/security)
+    "attacks:matrix": (
+        "reliability 4.2",
+        "Every attack of the matrix has a test that makes it.",
+    ),
+    "attacks:registration": (
+        "reliability 4.2, goal 33",
+        "Forty hostile registrations by a tenant, and the validation of any, start no process.",
+    ),
+    "attacks:environment": (
+        "reliability 4.2, goal 33",
+        "A child's environment is the declared set exactly, and nobody declares one that loads.",
+    ),
+    "attacks:commands": (
+        "reliability 4.2",
+        "No address that a server names is opened, and no argument becomes part of a command.",
+    ),
+    "attacks:front-door": (
+        "reliability 4.2",
+        "Without a key nothing answers but health, and on loopback alone.",
+    ),
+    "attacks:passthrough": (
+        "reliability 4.2",
+        "What a caller shows at the door goes no further, and the fleet issues no tokens.",
+    ),
+    "attacks:isolation": (
+        "goal 30",
+        "Whatever ids and keys collide, no tenant sees, stops or finds anything of another.",
+    ),
+    "attacks:poisoned-tools": (
+        "reliability 4.2",
+        "Every poisoned definition is held or kept out, and no text of it is shown to a tenant.",
+    ),
+    "attacks:rug-pull": (
+        "reliability 4.2, goal 29",
+        "A tool that changed by one byte is not called again where its changes are to be held.",
+    ),
+    "attacks:what-decides": (
+        "goal 31",
+        "The body decides, said once and in the tool's exact name, whatever headers say.",
+    ),
+    "attacks:endless": (
+        "reliability 4.2, goal 24",
+        "No pattern or schema of a server holds the event loop for 50 ms.",
+    ),
+    "attacks:memory": (
+        "reliability 4.2",
+        "No request and no answer fills the memory: each is bounded before it is read.",
+    ),
+    "attacks:sandbox": (
+        "reliability 4.2",
+        "Arguments outside their schema never reach a server, and one without network has none.",
+    ),
+    "attacks:forged-messages": (
+        "goal 13",
+        "No message runs what is not committed, nor twice, nor at another server's worker.",
+    ),
+    "attacks:inner-addresses": (
+        "goal 32",
+        "No spelling, name or redirect leads a request of the fleet's own to an inner address.",
+    ),
+    "attacks:approvals": (
+        "reliability 4.2, goal 31",
+        "No message, caller or forged row starts a call that waits for its approval.",
+    ),
+    "attacks:secrets-in-results": (
+        "reliability 4.2",
+        "Neither a result nor an error is stored with a secret of well-known make in it.",
+    ),
+    # --- secrets (tests/security/test_secrets.py, tests/unit/test_discretion.py)
+    "secrets:nowhere": (
+        "goal 34",
+        "Fifty secrets through every way of failing lie in no log, message, answer or table.",
+    ),
+    "secrets:log": (
+        "reliability 4.2, goal 34",
+        "No line that a process logs or dies of has a secret in it, and there are no core dumps.",
+    ),
+    "secrets:declared": (
+        "own decision",
+        "What a definition's variables and headers hold is secret if their names say so.",
+    ),
     # --- approvals (tests/integration/test_approvals.py)
     "approval:waits": (
         "guide",
@@ -354,6 +505,54 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "approval:once": (
         "design 4",
         "A waiting call is decided about once, by a guarded and audited transition.",
+    ),
+    "approval:bound": (
+        "goal 31",
+        "What is approved is what was shown, to the last argument, and what is then dispatched.",
+    ),
+    "celery:forged": (
+        "reliability 4.2, goal 13",
+        "Forged messages run nothing, leave the worker working, and are audited if of a call.",
+    ),
+    "approval:no-bypass": (
+        "goal 31",
+        "No call that needs an approval runs without one: none of 500 attacks, as the server saw.",
+    ),
+    "approval:notice": (
+        "reliability 4.2",
+        "A signed webhook tells of each call that waits, at least once; giving up is said.",
+    ),
+    "approval:rule": (
+        "reliability 4.2",
+        "A tool's rule says whether its calls wait, for how many, and what these do not see.",
+    ),
+    "approval:shown": (
+        "reliability 4.2",
+        "An approver sees the arguments (but what is hidden), tool, version, requester and expiry.",
+    ),
+    "approval:approvers": (
+        "reliability 4.2",
+        "Operators and approvers decide, those of one tenant about that tenant's calls alone.",
+    ),
+    "approval:bulk": (
+        "reliability 4.2",
+        "Many decisions in one request are made and answered one by one.",
+    ),
+    "approval:four-eyes": (
+        "reliability 4.2",
+        "Who asked for a call cannot approve it; where two have to, two different people have to.",
+    ),
+    "approval:single-use": (
+        "reliability 4.2",
+        "An approval lets one call run once; it covers the attempts of what may run again.",
+    ),
+    "approval:expires": (
+        "reliability 4.2",
+        "An approval that is not used in time lets nothing run, and its call says so.",
+    ),
+    "approval:sealed": (
+        "own decision",
+        "Decisions are written once, and who can only write to the database cannot make them.",
     ),
     # --- the registry as one document (tests/integration/test_document.py)
     "document:round-trip": (
@@ -368,10 +567,71 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "A document that is not valid is refused with the path of what is wrong.",
     ),
-    # --- the audit (tests/integration/test_governing_api.py)
+    # --- the audit (tests/integration/test_governing_api.py, test_audit_chains.py,
+    # test_audit_api.py, test_audit_kill.py, tests/unit/test_audit_verification.py)
     "audit:shown": (
         "guide",
         "Operators see who changed what, by tenant, run, call and event.",
+    ),
+    "audit:tampering-found": (
+        "reliability 7",
+        "Offline, every edit, deletion, insertion, reordering, cut-off and rewriting is found.",
+    ),
+    "audit:no-false-alarm": (
+        "reliability 7",
+        "On an audit that nobody touched the verifier raises no alarm.",
+    ),
+    "audit:complete": (
+        "guide",
+        "Transitions of calls and administrative changes have entries that say who, whose and how.",
+    ),
+    "audit:no-secret": ("guide", "No entry holds the secret of a key."),
+    "audit:append-only": (
+        "reliability 7",
+        "The database refuses to change or remove what the audit holds, also to its owner.",
+    ),
+    "audit:sealed": (
+        "reliability 7",
+        (
+            "Every committed entry is sealed once into its tenant's chain, in numbers without a "
+            "gap, however late it was committed and however many stewards seal."
+        ),
+    ),
+    "audit:kill-9": (
+        "reliability 7",
+        "Under kill -9 no change of a call is without its entry, and no entry without its change.",
+    ),
+    "audit:checkpoints": (
+        "reliability 7",
+        (
+            "Checkpoints are signed with a key outside the database, which can be changed, and "
+            "are kept in a file outside as well."
+        ),
+    ),
+    "audit:outside": (
+        "reliability 7",
+        "A cut-off end, and a whole audit written anew, are found by the file outside.",
+    ),
+    "audit:retention": (
+        "own decision",
+        "Old entries are removed behind a signed cut, and the rest verifies from there on.",
+    ),
+    "audit:export": (
+        "own decision",
+        "An export, whole, of a tenant or since an instant, verifies without the fleet.",
+    ),
+    "audit:cef": ("own decision", "Entries are exported as CEF, escaped as ArcSight defines it."),
+    "audit:auditors": (
+        "own decision",
+        "Auditors read, verify and export; one who is bound to a tenant has that tenant's alone.",
+    ),
+    "audit:watched": (
+        "own decision",
+        "Checkup and metrics tell when entries wait for long to be sealed.",
+    ),
+    "audit:commands": (
+        "design 5",
+        "The audit is exported, verified and pruned by commands, without a fleet where it can be.",
     ),
     # --- sessions (tests/contract/test_sessions.py)
     "session:speaks-both-eras": (
@@ -556,6 +816,69 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "A private address or name, however it is spelled, has to be allowed by the definition.",
     ),
+    # --- requests to somewhere else (tests/contract/test_outbound.py, tests/unit/test_ways_out.py)
+    "outbound:addresses": (
+        "goal 32",
+        "What is not public, however it is written or named, is reached only where it is allowed.",
+    ),
+    "outbound:pinned": (
+        "goal 32",
+        "A connection goes to the address that was checked; TLS and Host keep the name.",
+    ),
+    "outbound:encrypted": ("goal 32", "Public addresses are reached over https alone."),
+    "outbound:refusal": (
+        "own decision",
+        "A refusal says what was written and what kind of address it leads to, not which.",
+    ),
+    "outbound:redirects": (
+        "goal 32",
+        "Redirects are not followed, or few, checked each, and never with a secret or a body.",
+    ),
+    "outbound:bounded": (
+        "own decision",
+        "An answer from elsewhere is bounded in time and size; nothing of it is kept.",
+    ),
+    "outbound:everywhere": (
+        "goal 32",
+        "Everything that takes or follows a URL goes out through the guard.",
+    ),
+    "outbound:no-packets": (
+        "goal 32",
+        "Of a hundred forbidden targets, by every way there is, none gets a single packet.",
+    ),
+    "outbound:no-process": (
+        "goal 33",
+        "No URL, whoever wrote it and whatever it holds, reaches a command line.",
+    ),
+    # --- what is registered (tests/integration/test_registration_guard.py, test_commands.py)
+    "guard:operators-register": (
+        "goal 33",
+        "Whoever is no operator changes nothing of what is registered.",
+    ),
+    "guard:nothing-is-started": (
+        "goal 33",
+        "No hostile registration, by any way and by anybody, starts a process.",
+    ),
+    "guard:refusal": (
+        "own decision",
+        "A command that is refused is refused by the argument that is wrong, and says why.",
+    ),
+    "guard:no-way-around": (
+        "goal 33",
+        "Shells, launchers, code in arguments and open containers are no commands.",
+    ),
+    "guard:policy": (
+        "own decision",
+        "An operator's file says which programs may be started, with which arguments.",
+    ),
+    "guard:before-each-start": (
+        "goal 33",
+        "A worker starts nothing that the policy refuses, whatever the record says.",
+    ),
+    "guard:pinned-program": (
+        "goal 33",
+        "A program that is not the pinned one any more is not started.",
+    ),
     "definitions:values": (
         "own decision",
         "Arguments, variables and headers hold what a process or HTTP can carry, within bounds.",
@@ -674,6 +997,88 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "worker:closes-in-time": (
         "own decision",
         "A worker closes its versions side by side, and gives up its lease whatever they do.",
+    ),
+    # --- the front door (tests/unit/test_addressed.py, test_scopes.py,
+    #     tests/integration/test_front_door.py, test_bounds.py, test_tokens.py, test_contract.py)
+    "door:roles": (
+        "guide, checklist",
+        "Each route is for the roles that one table names; a route outside of it does not pass.",
+    ),
+    "door:tenants-cannot-tell": (
+        "guide, checklist",
+        "Another tenant's id is answered as an id that nobody has, on every route.",
+    ),
+    "door:hosts": (
+        "guide, checklist",
+        "A request for a host that the API does not answer to is refused (DNS rebinding).",
+    ),
+    "door:origins": (
+        "guide, checklist",
+        "A web page of an origin that may not ask is refused, whatever host it names.",
+    ),
+    "door:health-by-address": (
+        "own decision",
+        "Health, which says nothing secret, answers to any host; nothing else does.",
+    ),
+    "door:binding": (
+        "guide, checklist",
+        "The API is on loopback unless the names that lead to it are given.",
+    ),
+    "door:bounds": (
+        "own decision",
+        "Bodies, heads, depth and time of a request are bounded; beyond them stands a typed error.",
+    ),
+    "door:busy": (
+        "own decision",
+        "One process works on so many requests at once; the next one is told to come back.",
+    ),
+    "door:attempts": (
+        "own decision",
+        "Credentials that fail are limited per address; who was let in lately is not kept out.",
+    ),
+    "door:refusals-audited": (
+        "own decision",
+        "Refused attempts are in the audit, counted, and never with what was sent.",
+    ),
+    "keys:scopes": (
+        "guide, checklist",
+        "A key is narrowed to verbs, servers and tools within its role, and makes no wider one.",
+    ),
+    "keys:rotation": (
+        "guide, checklist",
+        "A key is replaced by one that may do the same, and works on until the overlap is over.",
+    ),
+    "keys:last-use": (
+        "own decision",
+        "A key shows when it was last used, to the minute; a change of keys is in the audit.",
+    ),
+    "tokens:taken": (
+        "guide, checklist",
+        "A token of the identity provider asks as a key does, under its issuer and subject.",
+    ),
+    "tokens:claims": (
+        "own decision",
+        "Settings say which claims are role, tenant and scopes; what they leave open is refused.",
+    ),
+    "tokens:hostile": (
+        "guide, checklist",
+        "A token of another issuer, audience, algorithm, key, time or kind is refused.",
+    ),
+    "tokens:keys": (
+        "own decision",
+        "The provider's keys are kept, asked for again seldom, and held for an hour without it.",
+    ),
+    "tokens:settings": (
+        "own decision",
+        "Settings of the identity provider that do not fit are refused at the start.",
+    ),
+    "contract:kept": (
+        "guide, checklist",
+        "No request makes the API answer outside of its OpenAPI document, or with a 500.",
+    ),
+    "contract:whole": (
+        "own decision",
+        "The document names every route's roles, verb, answers and problems.",
     ),
     # --- the HTTP API (tests/integration/test_api.py)
     "api:no-route-without-key": (
@@ -903,10 +1308,79 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "design 4, step 9",
         "A result is held to the output schema its tool declares.",
     ),
-    "redaction:finds": ("design 4, step 9", "Cards, IBANs, e-mails, SSNs and tokens are replaced."),
+    "redaction:finds": (
+        "reliability 36",
+        "Cards, telephone numbers, e-mail and IP addresses, IBANs and SSNs are replaced.",
+    ),
+    "redaction:secrets": (
+        "design 4, step 9",
+        "Tokens of well-known make, and what is given as a secret, are replaced.",
+    ),
+    "redaction:recall": (
+        "reliability 36",
+        "Of labelled sentences 95 % is masked, and 97 % of what is masked is labelled.",
+    ),
     "redaction:spares": ("design 4, step 9", "What only looks like personal data stays as it is."),
-    "redaction:everywhere": ("design 4, step 9", "Every string of a result is read."),
+    "redaction:everywhere": (
+        "design 4, step 9",
+        "Every string and number of a result is read, names of members too.",
+    ),
+    "redaction:written-otherwise": (
+        "reliability 7",
+        "Digits of other scripts, other widths and hidden characters hide nothing.",
+    ),
+    "redaction:named": ("own decision", "What a member is called tells what its value is."),
+    "redaction:embedded": (
+        "reliability 7",
+        "JSON within a text, and text written as base64, are read; bytes are left alone.",
+    ),
+    "redaction:split": (
+        "reliability 7",
+        "What is split over texts that follow each other is found.",
+    ),
     "redaction:refuses": ("design 4, step 9", "A redactor that fails refuses the result."),
+    # --- what leaves of a result (tests/unit/test_results.py, test_output_rules.py,
+    #     test_guardrails.py, tests/integration/test_output_gate.py)
+    "results:masks-fit": (
+        "reliability 36",
+        "Structured content that fitted its schema fits it redacted, or the result is refused.",
+    ),
+    "results:in-order": (
+        "design 4, step 9",
+        "The raw result is checked, then searched, then redacted; errors and progress are too.",
+    ),
+    "results:instructions": (
+        "reliability 4.2",
+        "Instructions to a model in a result are flagged, and block it if the policy says so.",
+    ),
+    "results:control": (
+        "reliability 4.2",
+        "Characters that act on terminals or that nobody sees are taken out, flagged or block.",
+    ),
+    "results:findings-are-ours": (
+        "own decision",
+        "What was found in a result is said where no server can say it, and repeats nothing.",
+    ),
+    "rules:of-tenants": (
+        "own decision",
+        "A tenant's results go by its own rules, else by its tier's; patterns add up.",
+    ),
+    "rules:linear-patterns": (
+        "reliability 4.2",
+        "A pattern that could take more than linear time is refused, as is one without bounds.",
+    ),
+    "guardrails:see-calls": (
+        "own decision",
+        "A user's check sees each call before and its result after, and may refuse or change it.",
+    ),
+    "guardrails:fail-closed": (
+        "own decision",
+        "A check that fails, takes too long or answers nonsense withholds what it was to check.",
+    ),
+    "gate:in-workers": (
+        "design 4, step 9",
+        "Whatever a server says leaves a worker by the tenant's rules: results, errors, progress.",
+    ),
     "outcome:write-once": ("design D5", "A write is dispatched at most once."),
     "outcome:rerun": ("design D5", "Only what the delivery class allows runs again."),
     "outcome:total": ("design 4, step 8", "Every error has its place in the one table."),
@@ -1072,6 +1546,92 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "credentials:scrubbed": (
         "goal 34",
         "A secret that a server repeats is replaced in results, errors, progress and logs.",
+    ),
+    # --- stored credentials and their broker (tests/unit/test_envelope.py, test_oauth.py,
+    # test_credential_kinds.py; tests/integration/test_broker.py and those beside it)
+    "broker:once": (
+        "goal 23",
+        "However many workers meet an expired token, one of them renews it, once; all get it.",
+    ),
+    "broker:never-lost": (
+        "goal 23; reliability 7",
+        "No failure but `invalid_grant` changes a credential, and that one keeps it, too.",
+    ),
+    "broker:stored-first": (
+        "reliability 7",
+        "A rotated refresh token is in the record before anybody uses what came with it.",
+    ),
+    "broker:ahead": (
+        "issue: credential broker",
+        "Tokens are renewed at 80 % of their life, give or take, while the old ones serve.",
+    ),
+    "broker:dead-renewer": (
+        "goal 23",
+        "A process killed while it renews holds nobody up for longer than its lease.",
+    ),
+    "broker:states": (
+        "own decision",
+        "A credential's state changes only along its table, each change with its audit entry.",
+    ),
+    "broker:rejected": (
+        "reliability 7",
+        "A token that its server rejects is renewed once, and the call made again once.",
+    ),
+    "broker:issuer": (
+        "reliability 4.2, credentials to the wrong AS",
+        "What one authorization server gave or takes is never sent to another's endpoint.",
+    ),
+    "broker:passthrough": (
+        "reliability 4.2, token passthrough",
+        "What a caller authenticates with never reaches a server.",
+    ),
+    "broker:kinds": (
+        "issue: credential broker",
+        "Secrets may be static, of files, variables or a Vault, or be got by OAuth 2.1.",
+    ),
+    "broker:order": (
+        "own decision",
+        "A tenant's own credential comes before the shared one, a filed one before a stored one.",
+    ),
+    "broker:own": (
+        "goal 30",
+        "No tenant is ever given another tenant's secret.",
+    ),
+    "broker:sealed": (
+        "goal 34",
+        "What is stored opens with its key, in its own row and version, whole or not at all.",
+    ),
+    "broker:dump": (
+        "goal 34",
+        "A dump of the database without the encryption keys holds no secret.",
+    ),
+    "broker:key-rotation": (
+        "goal 34",
+        "Encryption keys are changed while every process goes on reading; no secret is touched.",
+    ),
+    "broker:private-keys": (
+        "own decision",
+        "Encryption keys that others may read, or that are none, are refused with what to do.",
+    ),
+    "broker:secret": (
+        "goal 34",
+        "No answer, audit entry, log or error of the broker has a secret.",
+    ),
+    "broker:typed-errors": (
+        "own decision",
+        "What is wrong with a credential is named by its path, and nothing of it is quoted.",
+    ),
+    "broker:operators": (
+        "issue: credential broker",
+        "Credentials are set, shown and removed by operators alone.",
+    ),
+    "broker:vault": (
+        "issue: credential broker",
+        "Secrets and encryption keys may be kept by a Vault; its login and leases are respected.",
+    ),
+    "broker:command": (
+        "design 5",
+        "Credentials are governed by commands; a secret is never on a command line.",
     ),
     # --- HTTP APIs by their OpenAPI documents (tests/unit and tests/contract/test_openapi.py,
     #     tests/fleet/test_apis.py)

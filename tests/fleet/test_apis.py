@@ -57,7 +57,7 @@ async def test_an_operation_is_called_with_its_tenants_credential(fleet: Fleet) 
         run = await fleet.run(tenant)
         request = seen(await fleet.call(run, "shop_orders_create", item="tea", count=2))
         assert json.loads(request["body"]) == {"item": "tea", "count": 2}
-        assert request["credential"] == sha256(SECRETS[tenant].encode()).hexdigest()
+        assert request["heard"] == sha256(SECRETS[tenant].encode()).hexdigest()
 
 
 @requirement("openapi:fleet", "openapi:delivery")

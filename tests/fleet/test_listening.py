@@ -38,7 +38,10 @@ async def known(fleet: Fleet, server: str, *tools: str) -> float:
 
 
 @requirement("listing:heard", "listing:renewed")
-@pytest.mark.parametrize("kind", ["stdio", "http", "http-legacy"])
+@pytest.mark.parametrize(
+    "kind",
+    ["http", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("stdio", "http-legacy"))],
+)
 async def test_a_tool_that_is_added_while_the_server_runs_is_in_the_next_runs(
     kind: Kind, empty_fleet: Fleet, tmp_path: Path
 ) -> None:

@@ -181,6 +181,7 @@ def test_sigterm_ends_every_process_and_leaves_no_socket(tmp_path: Path) -> None
 
 
 @requirement("local:embedded-data-survives")
+@pytest.mark.long
 def test_what_was_registered_is_there_after_a_restart(tmp_path: Path) -> None:
     definition = tmp_path / "time.json"
     definition.write_text(json.dumps(TIME_SERVER))
