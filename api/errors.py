@@ -113,13 +113,19 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 def _methods_of(request: Request) -> set[str]:
-    """Return what every route of an address takes: the framework names those of the first."""
-    routes = (route for part in request.app.parts for route in part.routes)
-    return {
-        method
-        for route in routes
+    """Return what the routes of an address take: the framework names those of the first.
+
+    Where one has the address word for word, those that take a part of it for an id do not count.
+    """
+    routes = [
+        route
+        for part in request.app.parts
+        for route in part.routes
         if route.matches(request.scope)[0] is not Match.NONE
-        for method in getattr(route, "methods", None) or ()
+    ]
+    literal = [route for route in routes if route.path == request.scope["path"]]
+    return {
+        method for route in literal or routes for method in getattr(route, "methods", None) or ()
     }
 
 

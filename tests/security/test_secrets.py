@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,6 +123,7 @@ DEFINED: Final = (
     *("answers to GET /v1/servers*", "answers to POST /v1/servers*"),
 )
 """Where the values of a definition are: it is configuration, and shown to operators alone."""
+_NUMBERS: Final = count()
 RAW: Final = ("Redis", "what was said to Redis")
 """Where what a raw client submits is by its own doing."""
 
@@ -344,26 +346,26 @@ async def invalid_bodies(story: Story) -> None:
         "properties": {"n": {"type": "integer"}, "e": {"enum": ["a"]}, "p": {"pattern": "^x$"}},
         "additionalProperties": False,
     }
-    definition = parse_definition({"name": "strict", "transport": "stdio", "command": "true"})
+    name = f"strict{next(_NUMBERS)}"
+    definition = parse_definition({"name": name, "transport": "stdio", "command": "true"})
     version = await catalog.add_server(fleet.database, definition, actor="test")
     tool = {"name": "take", "inputSchema": strict}
     await ingest.ingest(fleet.database, version, definition, [tool])
-    run = await fleet.run("ann", servers=["strict"])
-    for name in ("n", "e", "p"):
-        await fleet.ask(
-            run, "strict_take", **{name: plant(f"an argument that does not fit: {name}")}
-        )
+    run = await fleet.run("ann", servers=[name])
+    for field_ in ("n", "e", "p"):
+        value = plant(f"an argument that does not fit: {field_}")
+        await fleet.ask(run, f"{name}_take", **{field_: value})
     secret = plant("a secret in a body that is not JSON")
     path = f"/v1/runs/{run['id']}/calls"
     sent = {"content-type": "application/json"}
     for body in (f'{{"tool": "{secret}', f'{{"a": "{secret}"}}', f'["{secret}"]', f'"{secret}"'):
         await fleet.http.post(path, content=body, headers=sent)
     for field_ in ("idempotency_key", "timeout_s", "arguments"):
-        value: Any = [plant(f"a secret in the wrong type of {field_}")]
-        await fleet.http.post(path, json={"tool": "strict_take", field_: value})
+        wrong = [plant(f"a secret in the wrong type of {field_}")]
+        await fleet.http.post(path, json={"tool": f"{name}_take", field_: wrong})
     twice = plant("an idempotency key that differs")
     header = {"idempotency-key": "other"}
-    body = {"tool": "strict_take", "idempotency_key": twice}
+    body = {"tool": f"{name}_take", "idempotency_key": twice}
     await fleet.http.post(path, json=body, headers=header)
 
 
