@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.main import get_command
 
 from compose import approving, asking, auditing, credentials, doctor, governing, registry_file
 from registry.discretion import die_discreetly
@@ -125,7 +126,8 @@ def _counts(pairs: list[str]) -> dict[str, int]:
 def main() -> None:
     """Run the command line; the entry point of the `toolfleet` script."""
     die_discreetly()
-    app()
+    # What Typer itself would call puts a hook of its own in the place of the discreet one.
+    get_command(app)()
 
 
 if __name__ == "__main__":
