@@ -9,8 +9,8 @@ SQLITE := compose/demo/mcp-server-sqlite
 # The pip of Python 3.11 takes a package with and without extras for two, of which one has no hash.
 PIP := pip==26.3 --hash=sha256:f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13
 
-# Tests wait for processes a third of their time; what takes long begins first.
-SIDE_BY_SIDE := -n $(shell echo $$(( ($$(nproc) * 3 + 1) / 2 ))) --dist loadfile --no-loadscope-reorder
+# Files are handed out in the order of tests/conftest.py: what takes long begins first.
+SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo up test soak lint bench search-eval registry-bench pii-eval audit-bench guards api-fuzz test-long format lock clean
 

@@ -193,6 +193,7 @@ def test_what_was_registered_is_there_after_a_restart(tmp_path: Path) -> None:
 
 
 @requirement("local:outside-servers")
+@pytest.mark.long
 def test_the_url_variables_are_honoured(tmp_path: Path, database_url: str, redis_url: str) -> None:
     outside = {"TOOLFLEET_DATABASE_URL": database_url, "TOOLFLEET_REDIS_URL": redis_url}
     with started(tmp_path / "fleet", **outside) as it:

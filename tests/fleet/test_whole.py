@@ -25,6 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 @requirement("fleet:leaves-no-process")
+@pytest.mark.long
 async def test_a_fleet_that_stops_in_mid_call_leaves_no_process(folder: Path) -> None:
     before = family()
     async with running(folder, environment={"TOOLFLEET_DRAIN_GRACE": "0.5"}) as fleet:

@@ -35,7 +35,7 @@ from tests.requirements import requirement
 from tests.security.canaries import Canaries
 from tests.waiting import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(400)]
 
 SCRIPT: Final = str(SERVERS / "betrayer.py")
 ON_STDIO: Final = (
@@ -562,7 +562,6 @@ async def test_no_sink_has_a_secret(story: Story) -> None:
 
 
 @requirement("secrets:nowhere")
-@pytest.mark.long
 @pytest.mark.timeout(600)
 async def test_no_sink_has_a_secret_whatever_else_fails(story: Story) -> None:
     async with Redis.from_url(story.fleet.local.redis_url) as redis:
