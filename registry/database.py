@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Generic, LiteralString, TypeVar
 
 import psycopg
@@ -30,6 +30,9 @@ Outcome = TypeVar("Outcome")
 
 STATEMENT_TIMEOUT_MS: Final = 15_000
 CONNECT_TIMEOUT_S: Final = 5
+DEADLOCK_TRIES: Final = 3
+DEADLOCK_PAUSE_S: Final = 0.05
+"""Whoever was waited for gets on meanwhile, instead of being met again."""
 _OPTIONS: Final = f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"
 
 
@@ -89,16 +92,24 @@ class Database:
     async def statement(self, sql: LiteralString, **values: Any) -> list[dict[str, Any]]:
         """Run one statement (``%(name)s`` placeholders) and commit it; return its rows.
 
-        Raises `store_unavailable` if Postgres is away; whether it was then committed is not known.
+        One that Postgres took back for a deadlock is run again: nothing of it has happened. Raises
+        `store_unavailable` if Postgres is away; whether it was then committed is not known.
         """
         try:
-            if self._statements.closed:
-                await self._statements.open()
-            async with self._statements.connection() as connection:
-                cursor = await connection.execute(sql, values)
-                return await cursor.fetchall()
+            for _ in range(DEADLOCK_TRIES - 1):
+                with suppress(psycopg.errors.DeadlockDetected):
+                    return await self._run(sql, values)
+                await asyncio.sleep(DEADLOCK_PAUSE_S)
+            return await self._run(sql, values)
         except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
             raise store_unavailable(error) from error
+
+    async def _run(self, sql: LiteralString, values: dict[str, Any]) -> list[dict[str, Any]]:
+        if self._statements.closed:
+            await self._statements.open()
+        async with self._statements.connection() as connection:
+            cursor = await connection.execute(sql, values)
+            return await cursor.fetchall()
 
     async def check(self) -> None:
         """Return when Postgres answers; raise `store_unavailable` when it does not."""

@@ -71,6 +71,7 @@ class Code(Enum):
     CREDENTIAL_EXPIRED = ("credential_expired", 403, False)
     CREDENTIAL_ROTATED = ("credential_rotated", 503, True)
     CREDENTIAL_REJECTED = ("credential_rejected", 502, False)
+    CONSENT_FAILED = ("consent_failed", 502, False)
     UPSTREAM_FORBIDDEN = ("upstream_forbidden", 502, False)
     UPSTREAM_NOT_FOUND = ("upstream_not_found", 502, False)
     UPSTREAM_CONFLICT = ("upstream_conflict", 502, False)

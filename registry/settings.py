@@ -59,6 +59,14 @@ class Settings(BaseSettings):
     run_lifetime: timedelta = timedelta(hours=24)
     max_wait: timedelta = timedelta(seconds=60)
     """Longest ``Prefer: wait`` / ``?wait=`` an API process honours."""
+    task_after: timedelta = timedelta(seconds=2)
+    """How long an MCP client that knows tasks waits for a call before it is given a task."""
+    mcp_wait: timedelta = timedelta(seconds=50)
+    """How long any other MCP client waits before it is told that the call goes on, and how to ask
+    for it. Clients give up on a request after a while, the SDKs after 60 s."""
+    mcp_stream: timedelta = timedelta(minutes=5)
+    """How long a call's stream lasts in a session of 2025-11-25; then its client comes back for the
+    rest, so that nothing between them has to keep a connection for as long as a call takes."""
 
     worker_lease: timedelta = timedelta(seconds=5)
     """A worker silent for this long is dead; its calls are closed by delivery class."""
@@ -112,7 +120,8 @@ class Settings(BaseSettings):
     credentials_file: Path | None = None
     """Where the file provider reads tenants' credentials; see `registry.credentials`."""
     encryption_keys_file: Path | None = None
-    """The keys that stored credentials are encrypted with; see `registry.key_file`."""
+    """The keys that stored credentials, and secrets in definitions, are encrypted with; see
+    `registry.key_file`."""
     credential_folder: Path = Path("/run/secrets")
     """The folder on the worker that credentials of the kind `file` may name files of."""
     vault_address: str = ""

@@ -2,12 +2,14 @@
 
 Invariants:
  1. `servers`, `server_versions`, `tool_versions`, `listings` and `snapshots` rows never change,
-    apart from the pointers and flags of `servers`.
+    apart from the pointers and flags of `servers`, and from how the secrets in a version's
+    definition are written: in the clear by earlier releases, sealed since.
  2. A call's state changes only along `registry.calls.TRANSITIONS`, each change with its audit line.
  3. (tenant, idempotency key) names at most one call.
  4. Rows of `audit` and its `audit_*` records are only added, but for what a signed cut removes.
- 5. Whatever a run can see (servers, versions, listings, holds, rollouts, tiers, tenants) changes
-    together with `registry_state.generation` (a trigger at commit): equal generation, equal offer.
+ 5. Whatever a run can see (servers, versions, listings, offerings, holds, rollouts, tiers, tenants)
+    changes together with `registry_state.generation` (a trigger at commit): equal generation,
+    equal offer.
 """
 
 from __future__ import annotations
@@ -272,6 +274,7 @@ runs = Table(
     Column("expires_at", _instant, nullable=False),
     Column("ended_at", _instant),
     Column("exposure", Text, nullable=False, server_default="all"),
+    Column("servers", ARRAY(Text)),
     CheckConstraint("state IN ('open', 'closed', 'cancelled')", name="state"),
     CheckConstraint("exposure IN ('all', 'search')", name="exposure"),
 )
@@ -329,6 +332,11 @@ calls = Table(
     Column("decided_by", Text),
     Column("decided_at", _instant),
     Column("result_shape", Text),
+    Column("method", Text, nullable=False, server_default="tools/call"),
+    Column("answers", ARRAY(Text)),
+    Column("log_level", Text),
+    Column("trace", JSON),
+    Column("open_questions", SmallInteger, nullable=False, server_default="0"),
     Index(
         "uq_calls_idempotency",
         "tenant_id",
@@ -379,6 +387,74 @@ artifact_chunks = Table(
     Column("artifact_id", Text, ForeignKey("artifacts.id", ondelete="CASCADE"), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("data", LargeBinary, nullable=False),
+)
+
+# What a server asked whoever made a call, while it ran (`registry.questions`).
+questions = Table(
+    "questions",
+    metadata,
+    Column("call_id", Text, ForeignKey("calls.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", Text),
+    Column("fence", BigInteger, nullable=False),
+    Column("dispatch", Integer, nullable=False),
+    Column("method", Text, nullable=False),
+    Column("params", JSON),
+    Column("state", Text, nullable=False, server_default="open"),
+    Column("answer", JSON),
+    Column("asked_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("answered_at", _instant),
+    Column("answered_by", Text),
+    CheckConstraint("state IN ('open', 'answered', 'withdrawn')", name="state"),
+    Index(
+        "uq_questions_key",
+        "call_id",
+        "key",
+        unique=True,
+        postgresql_where=text("key IS NOT NULL"),
+    ),
+)
+
+# A client's connection by the revisions that have sessions; its run is what it may call.
+mcp_sessions = Table(
+    "mcp_sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Text, nullable=False),
+    Column("run_id", Text, ForeignKey("runs.id"), nullable=False),
+    Column("owns_run", Boolean, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("server_name", Text),
+    Column("revision", Text, nullable=False),
+    Column("client", JSONB, nullable=False),
+    Column("log_level", Text),
+    Column("created_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("ended_at", _instant),
+)
+
+# What a version of a server has beside its tools, as it listed them last.
+offerings = Table(
+    "offerings",
+    metadata,
+    Column("server_version_id", BigInteger, ForeignKey("server_versions.id"), primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("body", JSON, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("listed_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    CheckConstraint("kind IN ('about', 'prompts', 'resources', 'templates')", name="kind"),
+)
+
+# Which resources somebody wants to hear of, and until when (`registry.interests`).
+resource_interests = Table(
+    "resource_interests",
+    metadata,
+    Column("holder", Text, primary_key=True),
+    Column("server_name", Text, primary_key=True),
+    Column("uri", Text, primary_key=True),
+    Column("server_version_id", BigInteger, nullable=False),
+    Column("tenant_id", Text, nullable=False),
+    Column("until", _instant, nullable=False),
+    Index("ix_resource_interests_server", "server_name", "until"),
 )
 
 # Rows of these two are never changed nor deleted (triggers, migration 0009); see registry.bindings.
