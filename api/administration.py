@@ -14,7 +14,7 @@ from api import shown
 from api.auth import actor_of, operators_only
 from api.contract import fails_with, written_as
 from api.operations import label
-from api.rest import PREFER, PROBLEMS, operations_of
+from api.rest import PREFER, PROBLEMS, keys_of, operations_of
 from api.wire import CreateKey, RotateKey, StrictRoute, answer, applied, preferred_wait
 from registry import catalog, holds, ingest, rollouts, tenants
 from registry.catalog import ServerVersion
@@ -52,7 +52,13 @@ async def add_server(request: Request, body: _Definition, *, dry_run: bool = Fal
     """
     database = operations_of(request).database
     definition = await asyncio.to_thread(parse_definition, body)  # an API's document takes a while
-    await catalog.add_server(database, definition, actor=label(actor_of(request)), dry_run=dry_run)
+    await catalog.add_server(
+        database,
+        definition,
+        actor=label(actor_of(request)),
+        keys=keys_of(request),
+        dry_run=dry_run,
+    )
     if dry_run:
         return answer({"name": definition.name, "version": definition.version, "added": False})
     server = await catalog.get_server(database, definition.name)
@@ -88,7 +94,9 @@ async def add_version(
             hint="a server keeps its name; add another server instead",
         )
     actor = label(actor_of(request))
-    await catalog.add_version(database, definition, actor=actor, serve=percent == 100)
+    await catalog.add_version(
+        database, definition, actor=actor, keys=keys_of(request), serve=percent == 100
+    )
     if percent < 100:
         plan = RolloutPlan(version=definition.version, percent=percent)
         await rollouts.put_rollout(database, name, plan, actor=actor)

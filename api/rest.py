@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request
@@ -12,6 +13,7 @@ from api.auth import actor_of
 from api.events import EventStream, story
 from api.operations import Operations, label
 from api.rate_headers import headers_of
+from api.waiting import Row, needs_attention
 from api.wire import (
     StartRun,
     StrictRoute,
@@ -27,8 +29,11 @@ from api.wire import (
 )
 from registry import artifacts, overview
 from registry.discovery import LARGEST_LIMIT, LONGEST_INTENT
+from registry.envelope import KeyWrapper
+from registry.errors import FleetError
 from registry.runs import Exposure, sign_run_token
 from registry.submission import Wish
+from registry.trace import trace_of
 from workers.client import Standing
 
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
@@ -48,7 +53,7 @@ PREFER: Final[dict[str, Any]] = {
 }
 _EVENT: Final[dict[str, Any]] = {
     "type": "object",
-    "properties": {"event": {"enum": ["state", "progress"]}, "data": {"type": "string"}},
+    "properties": {"event": {"enum": ["state", "progress", "log"]}, "data": {"type": "string"}},
     "required": ["event", "data"],
 }
 _SUBMIT: Final[dict[str, Any]] = {
@@ -71,6 +76,12 @@ def operations_of(request: Request) -> Operations:
     return operations
 
 
+def keys_of(request: Request) -> KeyWrapper:
+    """Return the encryption keys of this process."""
+    keys: KeyWrapper = request.app.state.encryption_keys
+    return keys
+
+
 # A request is matched against the routes in this order: the busiest come first.
 
 
@@ -85,7 +96,10 @@ def operations_of(request: Request) -> Operations:
     },
 )
 async def submit_call(request: Request, run_id: str, body: SubmitCall) -> Response:
-    """Submit a call: 200 with the finished call, else 202 with where to ask for it."""
+    """Submit a call: 200 with the finished call, else 202 with where to ask for it.
+
+    Where its server asks something, 202 comes at once, with the `questions`.
+    """
     operations = operations_of(request)
     wait_s = preferred_wait(request.headers, operations.settings.max_wait)
     actor = actor_of(request)
@@ -97,11 +111,15 @@ async def submit_call(request: Request, run_id: str, body: SubmitCall) -> Respon
         idempotency_key=idempotency_key(request.headers, body.idempotency_key),
         timeout_s=body.timeout_s,
         traceparent=traceparent(request.headers),
+        trace=trace_of(request.headers),
+        answers=frozenset(body.answers),
+        log_level=body.log_level,
     )
     standings: list[Standing] = []
     row = await operations.submit(
-        actor, run_id, wish, wait_s=wait_s or 0, on_standing=standings.extend
+        actor, run_id, wish, wait_s=wait_s or 0, on_standing=standings.extend, until=needs_attention
     )
+    row = await operations.with_questions(actor, row)
     return call_answer(row, {**applied(wait_s), **headers_of(standings)})
 
 
@@ -111,10 +129,12 @@ async def get_call(
     call_id: str,
     wait: Annotated[float, Query(ge=0, description="Seconds to await the end")] = 0,
 ) -> Response:
-    """Show a call, at its end or after ``wait`` seconds."""
+    """Show a call: at its end, when its server asks something, or after ``wait`` seconds."""
     operations = operations_of(request)
     wait_s = min(wait, operations.settings.max_wait.total_seconds())
-    return answer(call_body(await operations.get_call(actor_of(request), call_id, wait_s=wait_s)))
+    actor = actor_of(request)
+    row = await operations.get_call(actor, call_id, wait_s=wait_s, until=needs_attention)
+    return answer(call_body(await operations.with_questions(actor, row)))
 
 
 @router.post(
@@ -133,7 +153,7 @@ async def cancel_call(request: Request, call_id: str) -> Response:
     response_class=EventStream,
     responses={
         200: {
-            "description": "Events `state` and `progress`",
+            "description": "Events `state`, `progress` and `log`",
             "content": {"text/event-stream": {"schema": _EVENT}},
         }
     },
@@ -141,8 +161,15 @@ async def cancel_call(request: Request, call_id: str) -> Response:
 async def call_events(request: Request, call_id: str) -> Response:
     """Follow a call to its end (server-sent events); leaving does not stop the call."""
     operations = operations_of(request)
-    row = await operations.get_call(actor_of(request), call_id)
-    return EventStream(story(operations.room, row))
+    actor = actor_of(request)
+    row = await operations.get_call(actor, call_id)
+
+    async def whole(row: Row) -> Row:
+        with suppress(FleetError):  # the next look may succeed
+            row = await operations.with_questions(actor, row)
+        return row
+
+    return EventStream(story(operations.room, row, whole))
 
 
 @router.get(
@@ -170,10 +197,12 @@ async def get_artifact(
 @router.get("/runs/{run_id}/calls", tags=["calls"], responses={200: {"model": shown.Calls}})
 async def list_calls(request: Request, run_id: str) -> Response:
     """Show the newest 100 calls of a run, newest first."""
-    operations = operations_of(request)
-    run = await operations.get_run(actor_of(request), run_id)
+    operations, actor = operations_of(request), actor_of(request)
+    run = await operations.get_run(actor, run_id)
     rows = await overview.calls_of_run(operations.database, run.id)
-    return answer({"calls": [call_body(row) for row in rows]})
+    return answer(
+        {"calls": [call_body(await operations.with_questions(actor, row)) for row in rows]}
+    )
 
 
 @router.post("/runs", tags=["runs"], status_code=201, responses={201: {"model": shown.StartedRun}})

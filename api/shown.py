@@ -61,6 +61,14 @@ class EndedRun(Run):
     calls: dict[str, int]
 
 
+class Question(_Shown):
+    """What a call's server asks: a request of MCP; ``key`` names it in the answers."""
+
+    key: str
+    method: Literal["elicitation/create", "sampling/createMessage", "roots/list"]
+    params: dict[str, Any]
+
+
 class Call(_Shown):
     """A call as the record has it."""
 
@@ -90,6 +98,7 @@ class Call(_Shown):
     deadline_at: datetime | None
     stop_requested_at: datetime | None
     timings: dict[str, Any] | None
+    questions: list[Question]
 
 
 class Calls(_Shown):
@@ -102,6 +111,13 @@ class StoppedCall(_Shown):
     """What stopping a call could still do."""
 
     answer: Literal["stopped_before_dispatch", "stop_requested", "too_late"]
+    call: Call
+
+
+class AnsweredCall(_Shown):
+    """Which answers were taken: those to questions that were open."""
+
+    taken: list[str]
     call: Call
 
 
@@ -321,10 +337,16 @@ class StoredCredentials(_Shown):
 
 
 class Rewrapped(_Shown):
-    """How many data keys were wrapped anew, and how many each encryption key wraps now."""
+    """How many data keys were wrapped anew, and how many each encryption key wraps now.
+
+    Beside them: the server versions whose secrets were sealed, and those left for the next time
+    because a call of them waits for its approval or has one.
+    """
 
     rewrapped: int
     wrapped_by: dict[str, int]
+    definitions_sealed: int
+    definitions_left: int
 
 
 class Registry(_Shown):

@@ -12,7 +12,7 @@ from api import shown
 from api.auth import actor_of, operators_only
 from api.contract import written_as
 from api.operations import label
-from api.rest import PROBLEMS, operations_of
+from api.rest import PROBLEMS, keys_of, operations_of
 from api.wire import StrictRoute, answer
 from registry import document, policies
 from registry.document import RegistryDocument
@@ -104,8 +104,9 @@ async def put_tenant(request: Request, name: str, body: _Tenant) -> Response:
     responses={200: {"model": shown.Registry}},
 )
 async def export_registry(request: Request) -> Response:
-    """Show the whole registry as one document, with the values of `env` and `headers`."""
-    return answer((await document.export(operations_of(request).database)).as_dict())
+    """Show the whole registry as one document, secrets in definitions included."""
+    found = await document.export(operations_of(request).database, keys_of(request))
+    return answer(found.as_dict())
 
 
 @router.put(
@@ -122,6 +123,7 @@ async def apply_registry(request: Request, body: _Registry, dry_run: bool = Fals
         operations_of(request).database,
         wanted,
         actor=label(actor_of(request)),
+        keys=keys_of(request),
         dry_run=dry_run,
     )
     return answer({"steps": [vars(step) for step in steps], "applied": not dry_run})

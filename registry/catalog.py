@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -11,8 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry import audit
 from registry.database import Database, to_json
+from registry.definition_secrets import NO_KEYS, DefinitionSecrets
 from registry.definitions import ServerDefinition, content_digest
+from registry.envelope import KeyWrapper
 from registry.errors import Code, FleetError
+from registry.sealed_definitions import HIDDEN, hidden
 
 CHANNEL = "toolfleet_servers"
 """Postgres NOTIFY channel that tells of servers added, changed and removed."""
@@ -20,7 +25,10 @@ CHANNEL = "toolfleet_servers"
 
 @dataclass(frozen=True)
 class ServerVersion:
-    """One immutable version of a server, and whether its tools are known to be current."""
+    """One immutable version of a server, and whether its tools are known to be current.
+
+    The secrets in its definition are as they lie in the record, sealed.
+    """
 
     id: int
     definition: ServerDefinition
@@ -30,10 +38,13 @@ class ServerVersion:
     tools: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the server as shown to operators; environment and header values stay hidden."""
-        definition = self.definition.model_dump(mode="json", exclude_none=True)
+        """Return the server as shown to operators.
+
+        Environment and header values stay hidden, and so do secrets in the query of its URL.
+        """
+        definition = hidden(self.definition.model_dump(mode="json", exclude_none=True))
         for secretive in ("env", "headers"):
-            definition[secretive] = dict.fromkeys(definition.get(secretive, {}), "***")
+            definition[secretive] = dict.fromkeys(definition.get(secretive, {}), HIDDEN)
         return {
             "name": self.definition.name,
             "version": self.definition.version,
@@ -64,36 +75,52 @@ _CURRENT = """
 
 
 async def add_server(
-    database: Database, definition: ServerDefinition, *, actor: str, dry_run: bool = False
+    database: Database,
+    definition: ServerDefinition,
+    *,
+    actor: str,
+    keys: KeyWrapper = NO_KEYS,
+    dry_run: bool = False,
 ) -> int:
     """Register a server, or a removed one again; return its version's id.
 
     Raises `name_collision` when a server of that name is registered (``details`` say whether it is
-    the same but for its version), or when its tool prefix is another server's. With ``dry_run``
-    everything is tried and nothing stays.
+    the same but for its version, if that can be told), or when its tool prefix is another server's;
+    `credential_unavailable` where its definition has secrets and ``keys`` cannot be used. With
+    ``dry_run`` everything is tried and nothing stays.
     """
+    secrets = await DefinitionSecrets.prepared(database, keys, [definition])
     async with database.transaction() as connection:
         await lock(connection)
-        await _refuse_name(connection, definition)
+        await _refuse_name(connection, definition, secrets)
         await refuse_prefix(connection, definition)
         await connection.execute(
             text("INSERT INTO servers (name) VALUES (:name) ON CONFLICT DO NOTHING"),
             {"name": definition.name},
         )
-        version_id = await put_version(connection, definition, actor=actor, event="server.added")
+        version_id = await put_version(
+            connection, definition, secrets, actor=actor, event="server.added"
+        )
         if dry_run:
             await connection.rollback()
         return version_id
 
 
 async def add_version(
-    database: Database, definition: ServerDefinition, *, actor: str, serve: bool = True
+    database: Database,
+    definition: ServerDefinition,
+    *,
+    actor: str,
+    keys: KeyWrapper = NO_KEYS,
+    serve: bool = True,
 ) -> int:
     """Add a version to a registered server, and serve it unless told otherwise; return its id.
 
-    Serving it at once ends a rollout that is under way. Raises `unknown_server`, or
-    `version_exists` when that version has other content.
+    Serving it at once ends a rollout that is under way. Raises `unknown_server`,
+    `version_exists` when that version has other content, `credential_unavailable` where its
+    definition has secrets and ``keys`` cannot be used.
     """
+    secrets = await DefinitionSecrets.prepared(database, keys, [definition])
     async with database.transaction() as connection:
         await lock(connection)
         found = await connection.execute(
@@ -105,8 +132,9 @@ async def add_version(
         await refuse_prefix(connection, definition)
         await _refuse_other_prefix(connection, definition)
         return await put_version(
-            connection, definition, actor=actor, event="server.version_added", serve=serve
-        )
+            connection, definition, secrets,
+            actor=actor, event="server.version_added", serve=serve,
+        )  # fmt: skip
 
 
 async def remove_server(database: Database, name: str, *, actor: str) -> None:
@@ -253,8 +281,13 @@ async def worker_servers(database: Database) -> list[str]:
         return [row.name for row in result]
 
 
-async def get_definition(database: Database, version_id: int) -> ServerDefinition:
-    """Return the definition of one server version, removed servers included."""
+async def get_definition(
+    database: Database, version_id: int, keys: KeyWrapper = NO_KEYS
+) -> ServerDefinition:
+    """Return the definition of one server version with its secrets, removed servers included.
+
+    Raises `credential_unavailable` where it has any and they cannot be opened.
+    """
     async with database.transaction() as connection:
         result = await connection.execute(
             text("SELECT definition FROM server_versions WHERE id = :id"), {"id": version_id}
@@ -262,7 +295,9 @@ async def get_definition(database: Database, version_id: int) -> ServerDefinitio
         row = result.first()
     if row is None:
         raise FleetError(Code.UNKNOWN_SERVER, f"there is no server version {version_id}")
-    return ServerDefinition.model_validate(row.definition)
+    secrets = DefinitionSecrets(keys)
+    await secrets.learn(database, [row.definition])
+    return secrets.opened(row.definition)
 
 
 def unknown_server(name: str) -> FleetError:
@@ -282,7 +317,9 @@ async def lock(connection: AsyncConnection) -> None:
     await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('toolfleet.servers'))"))
 
 
-async def _refuse_name(connection: AsyncConnection, definition: ServerDefinition) -> None:
+async def _refuse_name(
+    connection: AsyncConnection, definition: ServerDefinition, secrets: DefinitionSecrets
+) -> None:
     result = await connection.execute(
         text(
             "SELECT v.definition FROM servers s JOIN server_versions v ON"
@@ -292,13 +329,16 @@ async def _refuse_name(connection: AsyncConnection, definition: ServerDefinition
     )
     row = result.first()
     if row is not None:
-        current = ServerDefinition.model_validate(row.definition)
-        same = current.model_copy(update={"version": definition.version}) == definition
+        details: dict[str, Any] = {"server": definition.name}
+        with suppress(FleetError):  # whose keys may only seal cannot tell
+            current = await _opened(connection, row.definition, secrets)
+            same_version = current.model_copy(update={"version": definition.version})
+            details["same"] = same_version == definition
         raise FleetError(
             Code.NAME_COLLISION,
             f"a server named {definition.name!r} is registered already",
             hint="add a version to it, or choose another name",
-            details={"server": definition.name, "same": same},
+            details=details,
         )
 
 
@@ -338,38 +378,30 @@ async def _refuse_other_prefix(connection: AsyncConnection, definition: ServerDe
 async def put_version(
     connection: AsyncConnection,
     definition: ServerDefinition,
+    secrets: DefinitionSecrets,
     *,
     actor: str,
     event: str,
     serve: bool = True,
 ) -> int:
-    """Add a version within a transaction that holds the lock; return its id."""
-    content = content_digest(definition)
-    inserted = await connection.execute(
+    """Add a version within a transaction that holds the lock; return its id.
+
+    ``secrets`` were prepared for it before.
+    """
+    result = await connection.execute(
         text(
-            "INSERT INTO server_versions (server_name, version, definition, digest)"
-            " VALUES (:name, :version, CAST(:definition AS jsonb), :digest)"
-            " ON CONFLICT (server_name, version) DO NOTHING RETURNING id"
+            "SELECT id, definition FROM server_versions"
+            " WHERE server_name = :name AND version = :version"
         ),
-        {
-            "name": definition.name,
-            "version": definition.version,
-            "definition": to_json(definition.model_dump(mode="json")),
-            "digest": content,
-        },
+        {"name": definition.name, "version": definition.version},
     )
-    row = inserted.first()
+    row = result.first()
     if row is None:
-        existing = await connection.execute(
-            text(
-                "SELECT id, definition FROM server_versions"
-                " WHERE server_name = :name AND version = :version"
-            ),
-            {"name": definition.name, "version": definition.version},
-        )
-        row = existing.one()
+        id_ = await _insert_version(connection, definition, secrets)
+    else:
+        id_ = int(row.id)
         # Not by digest: a field that a later release added is in no older row.
-        if ServerDefinition.model_validate(row.definition) != definition:
+        if await _opened(connection, row.definition, secrets) != definition:
             raise FleetError(
                 Code.VERSION_EXISTS,
                 f"version {definition.version} of server {definition.name!r} has other content",
@@ -377,9 +409,35 @@ async def put_version(
             )
     if serve:
         await replace_rollout(connection, definition.name, actor)
-        await switch(connection, definition.name, row.id)
+        await switch(connection, definition.name, id_)
     await announce(connection, definition.name, actor, event, version=definition.version)
-    return int(row.id)
+    return id_
+
+
+async def _insert_version(
+    connection: AsyncConnection, definition: ServerDefinition, secrets: DefinitionSecrets
+) -> int:
+    await secrets.keep(connection, definition)
+    inserted = await connection.execute(
+        text(
+            "INSERT INTO server_versions (server_name, version, definition, digest)"
+            " VALUES (:name, :version, CAST(:definition AS jsonb), :digest) RETURNING id"
+        ),
+        {
+            "name": definition.name,
+            "version": definition.version,
+            "definition": to_json(secrets.sealed(definition)),
+            "digest": content_digest(definition),
+        },
+    )
+    return int(inserted.scalar_one())
+
+
+async def _opened(
+    connection: AsyncConnection, body: Mapping[str, Any], secrets: DefinitionSecrets
+) -> ServerDefinition:
+    await secrets.learn_within(connection, [body])
+    return secrets.opened(body)
 
 
 async def replace_rollout(connection: AsyncConnection, name: str, actor: str) -> None:

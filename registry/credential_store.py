@@ -10,20 +10,21 @@
 
 from __future__ import annotations
 
-import secrets as randomness
 from typing import Any, Final
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry import audit, catalog, envelope
+from registry import audit, catalog, data_keys, envelope
 from registry.credential_kinds import Credential, names_of, split
 from registry.credentials import SHARED
+from registry.data_keys import place_of_key
 from registry.database import Database, to_json
-from registry.envelope import KeyWrapper, Wrapped
+from registry.definition_secrets import seal_older
+from registry.envelope import KeyWrapper
 from registry.errors import Code, FleetError
 from registry.fields import is_tenant_name
-from registry.stored_credential import Content, StoredCredential, place, place_of_key
+from registry.stored_credential import Content, StoredCredential, place
 
 _COLUMNS: Final = """
     c.tenant_id, c.server_name, c.definition, c.state, c.version, c.serial, c.sealed, c.data_key_id,
@@ -82,17 +83,15 @@ async def put(
         )
     await catalog.get_server(database, server)
     definition, secrets = split(credential)
-    key_id, key = randomness.token_hex(16), envelope.new_key()
-    # Before the transaction: the key may be far away, in a Vault.
-    wrapped = await keys.wrap(key, place_of_key(tenant, key_id)) if secrets else None
+    new = await data_keys.make(keys, tenant) if secrets else None
     async with database.transaction() as connection:
         version = await next_serial(connection, server)
         before = await _locked(connection, tenant, server)
         sealed = None
-        if wrapped is not None:
-            await _add_key(connection, tenant, key_id, wrapped)
+        if new is not None:
+            await data_keys.add(connection, new)
             where = place(tenant, server, version, definition)
-            sealed = envelope.seal(key, Content(secrets).encode(), where)
+            sealed = envelope.seal(new.key, Content(secrets).encode(), where)
         names = names_of(secrets)
         await connection.execute(
             _PUT,
@@ -102,13 +101,13 @@ async def put(
                 "kind": credential.kind,
                 "definition": to_json(definition),
                 "names": names,
-                "key": key_id if wrapped is not None else None,
+                "key": new.id if new is not None else None,
                 "sealed": sealed,
                 "version": version,
                 "actor": actor,
             },
         )
-        await _drop_key(connection, before)
+        await data_keys.remove(connection, before)
         await audited(connection, actor, "set", tenant, server, kind=credential.kind, secrets=names)
     return await get(database, tenant, server)
 
@@ -166,16 +165,18 @@ async def remove(database: Database, tenant: str, server: str, *, actor: str) ->
         row = result.first()
         if row is None:
             raise _not_found(tenant, server)
-        await _drop_key(connection, before)
+        await data_keys.remove(connection, before)
         await audited(connection, actor, "removed", tenant, server, kind=row.kind)
 
 
 async def rewrap(database: Database, keys: KeyWrapper, *, actor: str) -> dict[str, Any]:
     """Have every data key wrapped by the current key; say how many were, and by what they are now.
 
-    No credential is touched, and each data key can be read at any time. What is interrupted goes
-    on when it is asked for again. Raises `credential_unavailable`, having done a part.
+    No credential is touched, and each data key can be read at any time. Secrets that an earlier
+    release left in definitions are sealed before: see `seal_older`. What is interrupted goes on
+    when it is asked for again. Raises `credential_unavailable`, having done a part.
     """
+    older = await seal_older(database, keys, actor=actor)
     async with database.transaction() as connection:
         result = await connection.execute(text("SELECT id FROM data_keys ORDER BY id"))
         ids = [row.id for row in result]
@@ -186,11 +187,17 @@ async def rewrap(database: Database, keys: KeyWrapper, *, actor: str) -> dict[st
         result = await connection.execute(
             text("SELECT wrapped_by, count(*) AS keys FROM data_keys GROUP BY 1 ORDER BY 1")
         )
-        return {"rewrapped": rewrapped, "wrapped_by": {row.wrapped_by: row.keys for row in result}}
+        wrapped_by = {row.wrapped_by: row.keys for row in result}
+    return {
+        "rewrapped": rewrapped,
+        "wrapped_by": wrapped_by,
+        "definitions_sealed": older["sealed"],
+        "definitions_left": older["left"],
+    }
 
 
 async def _rewrap_one(database: Database, keys: KeyWrapper, key_id: str, actor: str) -> bool:
-    found = await data_key(database, key_id)
+    found = await data_keys.get(database, key_id)
     if found is None:  # its credential was set anew, or removed
         return False
     tenant, before = found
@@ -242,16 +249,6 @@ async def read(database: Database, tenant: str, server: str) -> StoredCredential
     return StoredCredential.of(rows[0]) if rows else None
 
 
-async def data_key(database: Database, key_id: str) -> tuple[str, Wrapped] | None:
-    """Return whose a data key is, and how it is wrapped now; None if there is none any more."""
-    rows = await database.statement(
-        "SELECT tenant_id, wrapped_by, wrapped FROM data_keys WHERE id = %(id)s", id=key_id
-    )
-    if not rows:
-        return None
-    return rows[0]["tenant_id"], Wrapped(rows[0]["wrapped_by"], bytes(rows[0]["wrapped"]))
-
-
 # -- shared with registry.renewals
 
 
@@ -291,21 +288,6 @@ async def _locked(connection: AsyncConnection, tenant: str, server: str) -> str 
         {"tenant": tenant, "server": server},
     )
     return result.scalar_one_or_none()
-
-
-async def _add_key(connection: AsyncConnection, tenant: str, key_id: str, wrapped: Wrapped) -> None:
-    await connection.execute(
-        text(
-            "INSERT INTO data_keys (id, tenant_id, wrapped_by, wrapped)"
-            " VALUES (:id, :tenant, :by, :blob)"
-        ),
-        {"id": key_id, "tenant": tenant, "by": wrapped.by, "blob": wrapped.blob},
-    )
-
-
-async def _drop_key(connection: AsyncConnection, key_id: str | None) -> None:
-    if key_id is not None:
-        await connection.execute(text("DELETE FROM data_keys WHERE id = :id"), {"id": key_id})
 
 
 def _not_found(tenant: str, server: str) -> FleetError:

@@ -34,7 +34,9 @@ from registry.fields import DAY_S, MOST_ENTRIES, MOST_TENANTS, MOST_TOOLS, at_mo
 from registry.openapi import choose
 from registry.openapi_references import DocumentError
 from registry.problems import invalid, misplaced, validated
+from registry.question_kinds import ELICITATION, ELICITATION_URL, ROOTS, SAMPLING
 from registry.rates import RateLimit
+from registry.sealed_definitions import hidden
 
 TERABYTE_MB = 1_048_576
 MOST_PIDS = 4_194_304
@@ -57,6 +59,17 @@ class Delivery(StrEnum):
     def may_rerun(self) -> bool:
         """Say whether a call interrupted after dispatch may be dispatched again."""
         return self is not Delivery.WRITE
+
+
+class TaskUse(StrEnum):
+    """When a tool's calls become tasks for MCP clients that know tasks (the Tasks extension)."""
+
+    WHEN_SLOW = "when_slow"
+    """Once they have taken a while (`Settings.task_after`), or wait for an approval."""
+    ALWAYS = "always"
+    NEVER = "never"
+    REQUIRED = "required"
+    """Always; clients that know no tasks are refused."""
 
 
 class _Strict(BaseModel):
@@ -205,6 +218,20 @@ class ChangeReactions(_Strict):
         return reaction
 
 
+class Questions(_Strict):
+    """What the server may ask whoever calls its tools, while a call runs, if they can answer."""
+
+    elicitation: bool = True
+    sampling: bool = True
+    roots: bool = True
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return them by their names in `registry.question_kinds`."""
+        forms = (ELICITATION, ELICITATION_URL) if self.elicitation else ()
+        return (*forms, *(SAMPLING,) * self.sampling, *(ROOTS,) * self.roots)
+
+
 def _as_rule(value: Any) -> Any:
     return value if isinstance(value, dict | BaseModel) else {"required": value}
 
@@ -240,6 +267,7 @@ class ToolRule(_Strict):
     hidden: bool = False
     idempotency_argument: Annotated[str, line()] | None = None
     """The argument that a `keyed` tool takes the call id in."""
+    task: TaskUse = TaskUse.WHEN_SLOW
 
 
 class ServerDefinition(_Strict):
@@ -278,6 +306,7 @@ class ServerDefinition(_Strict):
         default_factory=dict
     )
     annotations: Literal["trusted", "untrusted"] = "untrusted"
+    questions: Questions = Questions()
 
     @model_validator(mode="after")
     def _transport_fits(self) -> ServerDefinition:
@@ -392,14 +421,19 @@ def _refuse_unserved(openapi: OpenApi) -> None:
 
 
 def content_digest(definition: ServerDefinition) -> str:
-    """Return the digest of all that a definition says; equal content, equal digest.
+    """Return the digest of all that a definition says openly; equal content, equal digest.
 
-    A document counts by its own digest: it may be large, and hold numbers that RFC 8785 does not
-    know.
+    Secrets count by their names alone, so that nobody can try out by it what they are. A document
+    counts by its own digest: it may be large, and hold numbers that RFC 8785 does not know.
     """
-    body = definition.model_dump(mode="json", exclude={"openapi": {"document"}})
+    body = hidden(definition.model_dump(mode="json", exclude={"openapi": {"document"}}))
     if definition.quota is None:
         del body["quota"]  # so that what was registered before there was this field is the same
+    if definition.questions == Questions():
+        del body["questions"]  # likewise
+    for rule in body["tools"].values():
+        if rule["task"] == TaskUse.WHEN_SLOW:
+            del rule["task"]
     if definition.openapi is None:
         del body["openapi"]
     else:

@@ -99,6 +99,11 @@ def declared_secrets(*parts: Mapping[str, str]) -> list[str]:
     return [secret for secret in found if len(secret) >= SHORTEST_SECRET]
 
 
+def holds_secret(name: str, value: str) -> bool:
+    """Say whether a variable or header holds a secret, be it too short for `declared_secrets`."""
+    return any(_secrets(name, value))
+
+
 def _secrets(name: str, value: str) -> Iterator[str]:
     if _SECRET_NAME.search(name):
         yield value

@@ -1,23 +1,25 @@
 """The whole registry as one document: what operators said, written out and made so.
 
 It holds tiers, tenants, and servers with their versions and rollouts; not what the fleet found
-out by itself (listings, calls), nor keys. Values of ``env`` and ``headers`` are in it: keep it as
-you keep them. `apply` is one transaction: all of a plan, or nothing.
+out by itself (listings, calls), nor keys. Values of ``env`` and ``headers`` are in it, secrets in
+the clear: keep it as you keep them. `apply` is one transaction: all of a plan, or nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, StrictInt
-from sqlalchemy import text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry import catalog, policies, rollouts
 from registry.database import Database
+from registry.definition_secrets import NO_KEYS, DefinitionSecrets
 from registry.definitions import ServerDefinition, digest, parse_definition
+from registry.envelope import KeyWrapper
 from registry.errors import Code, FleetError
 from registry.problems import validated
 from registry.rollouts import RolloutPlan
@@ -104,26 +106,51 @@ def parse_document(body: Any) -> RegistryDocument:
     return document
 
 
-async def export(database: Database) -> RegistryDocument:
-    """Return the registry as it is."""
+async def export(database: Database, keys: KeyWrapper = NO_KEYS) -> RegistryDocument:
+    """Return the registry as it is.
+
+    Raises `credential_unavailable` where definitions have secrets and ``keys`` cannot be used.
+    """
+    secrets = DefinitionSecrets(keys)
     async with database.transaction() as connection:
-        return await _read(connection)
+        record = await _read(connection)
+    await secrets.learn(database, [row.definition for row in record.servers])
+    return _written(record, lambda row: secrets.opened(row.definition))
 
 
 async def apply(
-    database: Database, wanted: RegistryDocument, *, actor: str, dry_run: bool = False
+    database: Database,
+    wanted: RegistryDocument,
+    *,
+    actor: str,
+    keys: KeyWrapper = NO_KEYS,
+    dry_run: bool = False,
 ) -> list[Step]:
     """Make a document so, or only say how; return the steps, none when it is so already.
 
     What the document does not name is removed; tenants stay, with nothing said about them. Raises
-    what is wrong with a step, and then nothing was done.
+    what is wrong with a step, and then nothing was done; `credential_unavailable` where a wanted
+    definition has secrets and ``keys`` cannot be used.
     """
+    definitions = [it for server in wanted.servers for it in server.definitions().values()]
+    named = {(it.name, it.version) for it in definitions}
+    secrets = await DefinitionSecrets.prepared(database, keys, definitions)
+
+    def read(row: Row[Any]) -> ServerDefinition:
+        # What nobody compares stays sealed: a key that is lost keeps no server from being removed.
+        if (row.name, row.version) in named:
+            return secrets.opened(row.definition)
+        return ServerDefinition.model_validate(row.definition)
+
     async with database.transaction() as connection:
         await catalog.lock(connection)
-        now = await _read(connection)
+        record = await _read(connection)
+        compared = [it.definition for it in record.servers if (it.name, it.version) in named]
+        await secrets.learn_within(connection, compared)
+        now = _written(record, read)
         steps = plan(now, wanted)
         if not dry_run:
-            await _make_so(connection, now, wanted, actor)
+            await _make_so(connection, now, wanted, secrets, actor)
     return steps
 
 
@@ -194,7 +221,17 @@ def _plan_rollout(old: RolloutPlan | None, new: ServerEntry) -> Iterable[Step]:
         yield Step("change" if old else "add", "rollout", new.name, new.rollout.version)
 
 
-async def _read(connection: AsyncConnection) -> RegistryDocument:
+@dataclass(frozen=True)
+class _Record:
+    """What of the record makes the document."""
+
+    tiers: tuple[TierDefinition, ...]
+    tenants: tuple[TenantEntry, ...]
+    servers: Sequence[Row[Any]]
+    """A row of `_SERVERS` for each version, its secrets sealed."""
+
+
+async def _read(connection: AsyncConnection) -> _Record:
     written = await connection.execute(text("SELECT definition FROM tiers ORDER BY name"))
     tiers = tuple(TierDefinition.model_validate(row.definition) for row in written)
     known = await connection.execute(
@@ -204,10 +241,13 @@ async def _read(connection: AsyncConnection) -> RegistryDocument:
         TenantEntry.model_validate({**row.definition, "name": row.id, "ordinal": row.ordinal})
         for row in known
     )
-    rows = await connection.execute(_SERVERS)
+    return _Record(tiers, tenants, (await connection.execute(_SERVERS)).all())
+
+
+def _written(record: _Record, read: Callable[[Row[Any]], ServerDefinition]) -> RegistryDocument:
     servers: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        definition = ServerDefinition.model_validate(row.definition)
+    for row in record.servers:
+        definition = read(row)
         body = definition.model_dump(mode="json", exclude_defaults=True, exclude={"name"})
         entry = servers.setdefault(row.name, {"name": row.name, "versions": []})
         entry["versions"].append({"version": definition.version, **body})
@@ -215,22 +255,26 @@ async def _read(connection: AsyncConnection) -> RegistryDocument:
         if row.current:
             entry["serve"] = definition.version
     return RegistryDocument(
-        tiers=tiers,
-        tenants=tenants,
+        tiers=record.tiers,
+        tenants=record.tenants,
         servers=tuple(ServerEntry.model_validate(entry) for entry in servers.values()),
     )
 
 
 _SERVERS: Final = text(
-    "SELECT s.name, v.definition, v.id = s.current_version_id AS current, r.plan FROM servers s"
-    " JOIN server_versions v ON v.server_name = s.name"
+    "SELECT s.name, v.version, v.definition, v.id = s.current_version_id AS current, r.plan"
+    " FROM servers s JOIN server_versions v ON v.server_name = s.name"
     " LEFT JOIN rollouts r ON r.server_name = s.name AND r.state = 'active'"
     " WHERE s.removed_at IS NULL ORDER BY s.name, v.id"
 )
 
 
 async def _make_so(
-    connection: AsyncConnection, now: RegistryDocument, wanted: RegistryDocument, actor: str
+    connection: AsyncConnection,
+    now: RegistryDocument,
+    wanted: RegistryDocument,
+    secrets: DefinitionSecrets,
+    actor: str,
 ) -> None:
     tiers, known_tiers = _by_name(wanted.tiers), _by_name(now.tiers)
     for name, tier in tiers.items():
@@ -243,7 +287,7 @@ async def _make_so(
     for name in known_servers.keys() - servers.keys():
         await catalog.delete_server(connection, name, actor=actor)
     for name, server in servers.items():
-        await _make_server_so(connection, known_servers.get(name), server, actor)
+        await _make_server_so(connection, known_servers.get(name), server, secrets, actor)
 
 
 async def _make_tenants_so(
@@ -262,7 +306,11 @@ async def _make_tenants_so(
 
 
 async def _make_server_so(
-    connection: AsyncConnection, now: ServerEntry | None, wanted: ServerEntry, actor: str
+    connection: AsyncConnection,
+    now: ServerEntry | None,
+    wanted: ServerEntry,
+    secrets: DefinitionSecrets,
+    actor: str,
 ) -> None:
     definitions = wanted.definitions()
     if now is None:
@@ -275,8 +323,9 @@ async def _make_server_so(
         if version not in known:
             await catalog.refuse_prefix(connection, definition)
             await catalog.put_version(
-                connection, definition, actor=actor, event="server.version_added", serve=False
-            )
+                connection, definition, secrets,
+                actor=actor, event="server.version_added", serve=False,
+            )  # fmt: skip
     if now is None or now.serve != wanted.serve:
         await catalog.replace_rollout(connection, wanted.name, actor)
         id_ = await catalog.version_id(connection, wanted.name, wanted.serve)

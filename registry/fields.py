@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sized
 from typing import Annotated, Any, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field, HttpUrl, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, HttpUrl, UrlConstraints, ValidationInfo
 
 from registry.addresses import parse_network
 from registry.environment import refuse_variables
@@ -26,6 +26,10 @@ MOST_TOOLS: Final = 10_000
 MOST_TENANTS: Final = 10_000
 LONGEST_VALUE: Final = 32_768
 """Bytes of one argument, variable or header."""
+SEALED: Final = "toolfleet-sealed."
+"""What begins a secret of a definition as the record keeps it (`registry.sealed_definitions`)."""
+LONGEST_URL: Final = 2083
+_LONGEST_STORED_URL: Final = 65_536
 LONGEST_NAME: Final = 256
 LONGEST_TOOL_NAME: Final = 128
 LONGEST_TENANT: Final = 64
@@ -143,8 +147,14 @@ def _harmless(variable: str) -> str:
     return variable
 
 
+def _refuse_sealed(value: str) -> None:
+    if value.startswith(SEALED):
+        raise ValueError("is what the record keeps of a secret: give the secret itself")
+
+
 def _text(value: str) -> None:
     _refuse(_CONTROL_IN_TEXT, value)
+    _refuse_sealed(value)
     _bounded(value)
 
 
@@ -154,6 +164,7 @@ def _header_value(value: str) -> None:
         raise ValueError("holds a character that no header can: headers are ASCII")
     if value != value.strip():
         raise ValueError("begins or ends with a space, which no header can")
+    _refuse_sealed(value)
     _bounded(value)
 
 
@@ -207,20 +218,30 @@ def _spelled_out(value: Any, info: ValidationInfo) -> Any:
     return value
 
 
+class _StoredUrl(HttpUrl):
+    """A URL of the web; with its secrets sealed it is longer than any that is registered."""
+
+    _constraints = UrlConstraints(max_length=_LONGEST_STORED_URL, allowed_schemes=["http", "https"])
+
+
 def _endpoint(url: HttpUrl) -> None:
+    if len(str(url)) > LONGEST_URL:
+        raise ValueError(f"has more than {LONGEST_URL:,} characters")
     if url.username is not None or url.password is not None:
         raise ValueError("holds a user name or password: put credentials in headers or credentials")
     if url.fragment is not None:
         raise ValueError("has a fragment (#...), which is never sent to a server")
+    for _, value in url.query_params():
+        _refuse_sealed(value)
 
 
-_SERVER_NAME: Final = r"[a-z0-9][a-z0-9-]{0,39}"
+SERVER_NAME: Final = r"[a-z0-9][a-z0-9-]{0,39}"
 ServerName = Annotated[
     str,
     matching(
-        _SERVER_NAME, "up to 40 small letters, digits and dashes, and does not start with a dash"
+        SERVER_NAME, "up to 40 small letters, digits and dashes, and does not start with a dash"
     ),
-    Field(json_schema_extra={"pattern": f"^{_SERVER_NAME}$"}),
+    Field(json_schema_extra={"pattern": f"^{SERVER_NAME}$"}),
 ]
 Prefix = Annotated[
     str, matching(r"[A-Za-z0-9_-]{0,24}", "up to 24 letters, digits, dashes and underscores")
@@ -234,7 +255,12 @@ Tenant = Annotated[str, when_new(_tenant)]
 Program = Annotated[str, when_new(_program)]
 Folder = Annotated[str, when_new(_folder)]
 UrlPath = Annotated[str, when_new(_path_of_url)]
-Endpoint = Annotated[HttpUrl, BeforeValidator(_spelled_out), when_new(_endpoint)]
+Endpoint = Annotated[
+    _StoredUrl,
+    BeforeValidator(_spelled_out),
+    when_new(_endpoint),
+    Field(json_schema_extra={"maxLength": LONGEST_URL}),
+]
 JsonPointer = Annotated[
     str, matching(r"(/([^~/]|~[01])*)*", "a JSON pointer such as /card/number (RFC 6901)"), line()
 ]

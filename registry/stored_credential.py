@@ -126,8 +126,3 @@ class StoredCredential:
 def place(tenant: str, server: str, version: int, definition: dict[str, Any]) -> bytes:
     """Return what a sealed content is bound to."""
     return envelope.place_of("credential", tenant, server, version, definition)
-
-
-def place_of_key(tenant: str, key_id: str) -> bytes:
-    """Return what a wrapped data key is bound to."""
-    return envelope.place_of("data key", tenant, key_id)

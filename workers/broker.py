@@ -34,6 +34,7 @@ from workers.encryption_keys import open_keys, open_vault, own_networks
 from workers.local_secrets import LocalSecrets
 from workers.outbound import open_client
 from workers.renewing import Renewals
+from workers.vault import Vault
 
 WANTED_FOR_S: Final = 300.0
 """How long after it was last asked about a token is renewed ahead of its end."""
@@ -208,10 +209,11 @@ def make_broker(
     database: Database,
     worker: str,
     *,
+    vault: Vault | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Broker:
-    """Return the broker of a worker process by its settings."""
-    vault = open_vault(settings)
+    """Return the broker of a worker process; ``vault`` is that of the settings, if it is open."""
+    vault = vault or open_vault(settings)
     rows = CredentialRows(database, open_keys(settings, vault))
     servers = AuthorizationServers(open_client, own_networks(settings))
     return Broker(

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from registry import credential_store
+from registry import credential_store, data_keys
+from registry.data_keys import place_of_key
 from registry.database import Database
 from registry.envelope import KeyWrapper
 from registry.errors import FleetError
@@ -22,7 +23,6 @@ from registry.stored_credential import (
     Content,
     CredentialState,
     StoredCredential,
-    place_of_key,
 )
 
 KEY_KEPT_S: Final = 300.0
@@ -146,7 +146,7 @@ class CredentialRows:
             key = await self._wrapper.unwrap(stored.wrapped, place)
         except FleetError:
             # Wrapped anew since it was read, perhaps, and the key of then taken away.
-            found = await credential_store.data_key(self._database, key_id)
+            found = await data_keys.get(self._database, key_id)
             if found is None or found[1] == stored.wrapped:
                 raise
             key = await self._wrapper.unwrap(found[1], place)

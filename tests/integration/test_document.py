@@ -9,10 +9,12 @@ import pytest
 
 from registry import catalog, document, policies, rollouts
 from registry.database import Database
+from registry.definition_secrets import NO_KEYS
 from registry.document import RegistryDocument, parse_document
 from registry.errors import Code, FleetError
 from registry.rollouts import RolloutPlan
 from registry.tiers import parse_tenant, parse_tier
+from tests.brokering import Keys
 from tests.ledger import definition, start
 from tests.requirements import requirement
 
@@ -33,7 +35,7 @@ TIER = {
 }
 
 
-async def full(database: Database) -> None:
+async def full(database: Database, keys: Keys) -> None:
     """Put something of everything into a registry."""
     await policies.put_tier(database, parse_tier(TIER), actor="ops")
     for tenant in ("zoe", "adam", "eve"):
@@ -43,17 +45,18 @@ async def full(database: Database) -> None:
     for version in ("2.0", "2.1", "2.2"):
         crm = definition("crm", version=version, env={"TOKEN": "s3cret"}, cohorts=["beta"])
         if version == "2.0":
-            await catalog.add_server(database, crm, actor="ops")
+            await catalog.add_server(database, crm, actor="ops", keys=keys.file)
         else:
-            await catalog.add_version(database, crm, actor="ops", serve=False)
+            await catalog.add_version(database, crm, actor="ops", keys=keys.file, serve=False)
     plan = RolloutPlan(version="2.1", percent=5, cohorts=("beta",))
     await rollouts.put_rollout(database, "crm", plan, actor="ops")
     await catalog.add_server(database, definition("gone"), actor="ops")
     await catalog.remove_server(database, "gone", actor="ops")
 
 
-async def written(database: Database) -> str:
-    return json.dumps((await document.export(database)).as_dict(), indent=1)
+async def written(database: Database, keys: Keys | None = None) -> str:
+    found = await document.export(database, keys.file if keys else NO_KEYS)
+    return json.dumps(found.as_dict(), indent=1)
 
 
 async def applied(database: Database, *servers: Any, **rest: Any) -> list[tuple[str, str, str]]:
@@ -65,52 +68,56 @@ async def applied(database: Database, *servers: Any, **rest: Any) -> list[tuple[
 
 @requirement("document:round-trip")
 async def test_what_was_exported_and_applied_elsewhere_is_exported_alike(
-    database: Database, other_database: Database
+    database: Database, other_database: Database, keys: Keys
 ) -> None:
-    await full(database)
-    first = await written(database)
-    await document.apply(other_database, parse_document(json.loads(first)), actor="ops")
-    assert await written(other_database) == first
+    await full(database, keys)
+    first = await written(database, keys)
+    await document.apply(
+        other_database, parse_document(json.loads(first)), actor="ops", keys=keys.file
+    )
+    assert await written(other_database, keys) == first
 
 
 @requirement("document:round-trip")
 async def test_a_tenant_keeps_its_place_in_rollouts_elsewhere(
-    database: Database, other_database: Database
+    database: Database, other_database: Database, keys: Keys
 ) -> None:
-    await full(database)
-    body = json.loads(await written(database))
+    await full(database, keys)
+    body = json.loads(await written(database, keys))
     await start(other_database, tenant="eve")
-    await document.apply(other_database, parse_document(body), actor="ops")
+    await document.apply(other_database, parse_document(body), actor="ops", keys=keys.file)
     places = {it.tenant.name: it.ordinal for it in await policies.list_tenants(other_database)}
     assert places == {"eve": 1, "adam": 2, "zoe": 3}  # zoe's own, 1, was taken by then
 
 
 @requirement("document:plan")
-async def test_applying_twice_does_nothing_the_second_time(database: Database) -> None:
-    await full(database)
-    wanted = await document.export(database)
-    assert await document.apply(database, wanted, actor="ops") == []
+async def test_applying_twice_does_nothing_the_second_time(database: Database, keys: Keys) -> None:
+    await full(database, keys)
+    wanted = await document.export(database, keys.file)
+    assert await document.apply(database, wanted, actor="ops", keys=keys.file) == []
 
 
 @requirement("document:plan")
-async def test_a_dry_run_says_the_steps_and_does_none(database: Database) -> None:
-    await full(database)
-    before = await written(database)
-    steps = await document.apply(database, RegistryDocument(), actor="ops", dry_run=True)
+async def test_a_dry_run_says_the_steps_and_does_none(database: Database, keys: Keys) -> None:
+    await full(database, keys)
+    before = await written(database, keys)
+    steps = await document.apply(
+        database, RegistryDocument(), actor="ops", keys=keys.file, dry_run=True
+    )
     said = {(step.action, step.kind, step.name) for step in steps}
     assert said == {
         ("remove", "tier", "gold"),
         ("reset", "tenant", "adam"),
         ("remove", "server", "crm"),
     }
-    assert await written(database) == before
+    assert await written(database, keys) == before
 
 
 @requirement("document:plan")
-async def test_the_steps_that_were_said_are_done(database: Database) -> None:
-    await full(database)
-    await document.apply(database, RegistryDocument(), actor="ops")
-    left = await document.export(database)
+async def test_the_steps_that_were_said_are_done(database: Database, keys: Keys) -> None:
+    await full(database, keys)
+    await document.apply(database, RegistryDocument(), actor="ops", keys=keys.file)
+    left = await document.export(database, keys.file)
     assert (left.tiers, left.servers) == ((), ())
     assert {tenant.tier for tenant in left.tenants} == {"default"}
 

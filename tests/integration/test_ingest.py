@@ -12,8 +12,9 @@ from registry import catalog, holds, ingest
 from registry.database import Database
 from registry.definitions import parse_definition
 from registry.errors import Code, FleetError
+from tests.brokering import Keys
 from tests.ledger import Ledger, definition, listed, register, start
-from tests.loop_time import watch_callbacks
+from tests.loop_time import attempts
 from tests.requirements import requirement
 from tests.shop import DOCUMENT, document, shop_definition
 
@@ -120,24 +121,25 @@ async def test_a_failed_refresh_keeps_the_tools_and_shows_the_error(database: Da
 
 @requirement("listing:bounded", "faults:loop-runs-on")
 @pytest.mark.parametrize(
-    "tools",
+    ("tools", "most"),  # measured: 0.5, 0.5 and 9; without the thread 9, 17 and 170
     [
-        [listed("worst", outputSchema={"x": [1.5] * 60_000}), *map(listed, "abcd")],
-        [listed(f"t{n}", outputSchema={"x": [{"": n}] * 20_000}) for n in range(6)],
-        [listed(f"t{n}", description="do it " * 70) for n in range(2_000)],
+        ([listed("worst", outputSchema={"x": [1.5] * 60_000}), *map(listed, "abcd")], 3),
+        ([listed(f"t{n}", outputSchema={"x": [{"": n}] * 20_000}) for n in range(6)], 3),
+        ([listed(f"t{n}", description="do it " * 70) for n in range(2_000)], 40),
     ],
     ids=["numbers", "objects", "many"],
 )
 async def test_a_large_listing_is_taken_in_without_holding_the_loop(
-    database: Database, tools: list[Any], monkeypatch: pytest.MonkeyPatch
+    database: Database, tools: list[Any], most: float
 ) -> None:
     version = await register(database, definition(), listed("a"))
-    with watch_callbacks(monkeypatch) as held:
-        await ingest.ingest(database, version, definition(), tools)
+    for attempt in attempts(most=most):
+        await ingest.ingest(database, version, definition(), [listed("a")])
+        with attempt:
+            await ingest.ingest(database, version, definition(), tools)
     taken = (await catalog.get_server(database, "demo")).tools
     kept_out = await holds.list_holds(database, "demo")
     assert len(taken) + len(kept_out) == len(tools)
-    assert held.longest_s < 0.05
 
 
 @requirement("ingest:scheduled")
@@ -187,15 +189,16 @@ async def test_of_ten_simultaneous_registrations_of_a_name_one_succeeds(
 
 @requirement("catalog:unique")
 async def test_a_refusal_says_whether_the_registered_server_is_the_same(
-    database: Database,
+    database: Database, keys: Keys
 ) -> None:
-    await register(database, definition(version="7", env={"TOKEN": "one"}))
+    first = definition(version="7", env={"TOKEN": "one"})
+    await catalog.add_server(database, first, actor="test", keys=keys.file)
     for wanted, same in (
         (definition(env={"TOKEN": "one"}), True),
         (definition(env={"TOKEN": "two"}), False),
     ):
         with pytest.raises(FleetError) as refused:
-            await catalog.add_server(database, wanted, actor="test")
+            await catalog.add_server(database, wanted, actor="test", keys=keys.file)
         assert refused.value.details == {"server": "demo", "same": same}
 
 
@@ -266,9 +269,9 @@ async def test_a_removed_server_is_gone_until_it_is_added_again(database: Databa
 
 
 @requirement("catalog:hides-values")
-async def test_environment_and_header_values_are_not_shown(database: Database) -> None:
+async def test_environment_and_header_values_are_not_shown(database: Database, keys: Keys) -> None:
     server = definition(env={"TOKEN": "s3cret"}, headers={"Authorization": "s3cret"})
-    await register(database, server)
+    await catalog.add_server(database, server, actor="test", keys=keys.file)
     shown = (await catalog.get_server(database, "demo")).as_dict()
     assert "s3cret" not in str(shown)
     assert set(shown["definition"]["env"]) == {"TOKEN"}

@@ -36,7 +36,7 @@ from registry.schemas import check_result
 from registry.screening import screen, suspicious, unusable
 from registry.settings import Settings
 from tests.faulty import faulty
-from tests.loop_time import watch_callbacks
+from tests.loop_time import attempts
 from tests.process_trees import ask, light, open_session, works
 from tests.requirements import requirement
 from tests.security import hostile, poisoned
@@ -632,9 +632,12 @@ async def test_another_tenants_ids_are_unknown_on_every_route(served: Target) ->
         for id_ in of.get("".join(names), []):
             path = re.sub(r"\{\w+\}", id_, template)
             submitted = {"tool": "echo_echo", "arguments": {"text": "mine"}}
-            body = submitted if path.endswith("/calls") else {"reason": "mine"}
+            bodies = {"calls": submitted, "answers": {"answers": {"q1": {"result": {}}}}}
+            body = bodies.get(path.rpartition("/")[2], {"reason": "mine"})
             answer = await mallory.request(method, path, params={"query": "text"}, json=body)
-            assert answer.status_code in {403, 404}, (method, path, answer.text)
+            # To go on with a session that is not there is a bad request, whosever it would be.
+            refused = {400, 403, 404} if path.startswith("/mcp/") else {403, 404}
+            assert answer.status_code in refused, (method, path, answer.text)
             assert "canary" not in everything_of(answer)
             tried += 1
     assert tried >= 15
@@ -800,9 +803,7 @@ ENDLESS: Final = "a" * 60 + "!"
 
 
 @requirement("attacks:endless")
-async def test_patterns_that_never_end_hold_no_loop(
-    fleet: Target, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_patterns_that_never_end_hold_no_loop(fleet: Target, file: Path) -> None:
     client = await fleet.tenant("patient")
     tools = [
         {"name": f"pattern_{number}", "inputSchema": of(pattern)}
@@ -811,14 +812,14 @@ async def test_patterns_that_never_end_hold_no_loop(
     await list_anew(fleet, file, [*tools, {"name": "honest", "inputSchema": {"type": "object"}}])
     run = await fleet.run(client, servers=["listed"])
     offered = [tool["name"] for tool in run["tools"] if "pattern" in tool["name"]]
-    with watch_callbacks(monkeypatch) as held:
-        for name in offered:
-            answer = await fleet.ask(client, run, name, text=ENDLESS)
-            assert answer.status_code in {202, 422}
-        for pattern in poisoned.PATTERNS:
-            with pytest.raises(FleetError, match="does not fit"):
-                check_result("tool", of(pattern), {"structuredContent": {"text": ENDLESS}})
-    assert held.longest_s < 0.05
+    for attempt in attempts(most=20):
+        with attempt:
+            for name in offered:
+                answer = await fleet.ask(client, run, name, text=ENDLESS)
+                assert answer.status_code in {202, 422}
+            for pattern in poisoned.PATTERNS:
+                with pytest.raises(FleetError, match="does not fit"):
+                    check_result("tool", of(pattern), {"structuredContent": {"text": ENDLESS}})
     assert len(offered) >= 4
 
 
@@ -827,18 +828,16 @@ def of(pattern: str) -> dict[str, Any]:
 
 
 @requirement("attacks:endless")
-async def test_schema_bombs_are_kept_out(
-    fleet: Target, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_schema_bombs_are_kept_out(fleet: Target, file: Path) -> None:
     client = await fleet.tenant("sapper")
     bombs = [{"name": name, "inputSchema": schema} for name, schema in poisoned.bombs().items()]
-    with watch_callbacks(monkeypatch) as held:
-        await list_anew(
-            fleet, file, [*bombs, {"name": "honest", "inputSchema": {"type": "object"}}]
-        )
-        run = await fleet.run(client, servers=["listed"])
+    honest = {"name": "honest", "inputSchema": {"type": "object"}}
+    for attempt in attempts(most=20):
+        await list_anew(fleet, file, [honest])
+        with attempt:
+            await list_anew(fleet, file, [*bombs, honest])
+            run = await fleet.run(client, servers=["listed"])
     assert [tool["name"] for tool in run["tools"]] == ["listed_honest"]
-    assert held.longest_s < 0.05
 
 
 @requirement("attacks:memory")

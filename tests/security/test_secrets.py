@@ -29,6 +29,7 @@ from sqlalchemy import text
 
 from registry import catalog, ingest
 from registry.definitions import parse_definition
+from registry.key_file import KeyFile
 from tests.fleet.driver import ENVIRONMENT, LIMIT_S, SERVERS, Fleet, running
 from tests.ledger import listed
 from tests.requirements import requirement
@@ -118,11 +119,8 @@ def remote(name: str, url: str, **rest: Any) -> dict[str, Any]:
 
 # -- planting
 
-DEFINED: Final = (
-    *("table server_versions", "the operators' view"),
-    *("answers to GET /v1/servers*", "answers to POST /v1/servers*"),
-)
-"""Where the values of a definition are: it is configuration, and shown to operators alone."""
+DEFINED: Final = ("the export",)
+"""Where alone the secrets of a definition are: operators keep it as they keep those."""
 _NUMBERS: Final = count()
 RAW: Final = ("Redis", "what was said to Redis")
 """Where what a raw client submits is by its own doing."""
@@ -246,7 +244,8 @@ async def serve_stillborn(story: Story) -> None:
     env = variables(story.canaries, "stillborn")
     document = betrayer("stillborn", "env", "TOKEN", "--stillborn", env=env)
     definition = parse_definition(document)
-    version = await catalog.add_server(story.fleet.database, definition, actor="test")
+    keys = KeyFile(story.fleet.local.folder.encryption_keys_file())
+    version = await catalog.add_server(story.fleet.database, definition, actor="test", keys=keys)
     await ingest.ingest(story.fleet.database, version, definition, [listed("tell")])
     await story.fleet.local.wait_ready(["stillborn"], 60)
 
@@ -515,8 +514,9 @@ async def read_everything(story: Story, redis: Redis) -> None:
     ):
         await fleet.http.get(path)
     fleet.http.event_hooks["response"].clear()
-    for path in ("/v1/servers", "/v1/registry", "/v1/servers/by-env"):
+    for path in ("/v1/servers", "/v1/servers/by-env", "/v1/servers/by-header"):
         story.see("the operators' view", (await fleet.http.get(path)).text)
+    story.see("the export", (await fleet.http.get("/v1/registry")).text)
     with Celery(broker=fleet.local.redis_url) as app:
         for ask in ("stats", "conf", "report", "active"):
             inspector = app.control.inspect(timeout=0.5)
@@ -607,8 +607,9 @@ async def test_a_process_has_the_secrets_that_are_its_own_alone(story: Story) ->
 async def test_a_search_for_them_would_find_them(story: Story) -> None:
     """What lies where it may is found there, so a search that finds nothing has searched."""
     allowed = story.canaries.found(story.sinks, everywhere=True)
-    assert "API_KEY of by-env in table server_versions" in allowed
-    assert "the header cookie in the operators' view" in allowed
+    assert "API_KEY of by-env in the export" in allowed
+    assert "the header cookie in the export" in allowed
+    assert "a key in a server's URL in the export" in allowed
     assert "an argument of a raw client in what was said to Redis" in allowed
     file = {"the file": (story.folder / "credentials.json").read_bytes()}
     assert len(story.canaries.found(file)) == len(
@@ -618,3 +619,4 @@ async def test_a_search_for_them_would_find_them(story: Story) -> None:
     assert {"log api.log", "log worker-by-env.log", "log steward.log", "log postgres.log"} <= read
     assert {"Redis", "Flower", "argument lists", "table audit", "table calls"} <= read
     assert b"[credential]" in story.sinks["table calls"]
+    assert b"toolfleet-sealed." in story.sinks["table server_versions"]
