@@ -12,11 +12,10 @@ from api import shown
 from api.auth import actor_of, operators_only
 from api.contract import written_as
 from api.operations import label
-from api.rest import PROBLEMS, operations_of
+from api.rest import PROBLEMS, keys_of, operations_of
 from api.wire import StrictRoute, answer
 from registry import credential_store
 from registry.credential_kinds import AnyCredential, parse_credential
-from registry.envelope import KeyWrapper
 
 _OPERATORS: Final = [Depends(operators_only)]
 _Tenant = Annotated[
@@ -51,10 +50,13 @@ async def list_credentials(request: Request) -> Response:
     responses={200: {"model": shown.Rewrapped}},
 )
 async def rewrap(request: Request) -> Response:
-    """Have every data key wrapped by the current encryption key; no credential is touched."""
+    """Have every data key wrapped by the current encryption key; no credential is touched.
+
+    Secrets that an earlier release left in definitions in the clear are sealed.
+    """
     operations = operations_of(request)
     done = await credential_store.rewrap(
-        operations.database, _keys_of(request), actor=label(actor_of(request))
+        operations.database, keys_of(request), actor=label(actor_of(request))
     )
     return answer(done)
 
@@ -84,7 +86,7 @@ async def put_credential(
     operations = operations_of(request)
     set_now = await credential_store.put(
         operations.database,
-        _keys_of(request),
+        keys_of(request),
         parse_credential(body),
         tenant=tenant,
         server=server,
@@ -100,12 +102,6 @@ async def remove_credential(request: Request, tenant: _Tenant, server: _Server) 
         operations_of(request).database, tenant, server, actor=label(actor_of(request))
     )
     return Response(status_code=204)
-
-
-def _keys_of(request: Request) -> KeyWrapper:
-    """Return the encryption keys of this process."""
-    keys: KeyWrapper = request.app.state.encryption_keys
-    return keys
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:

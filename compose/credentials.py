@@ -78,7 +78,7 @@ def credentials_remove(tenant: Tenant, server: Server, as_json: AsJson = False) 
 
 @credentials.command("rewrap")
 def credentials_rewrap(as_json: AsJson = False) -> None:
-    """Have the current encryption key protect all that an older one does."""
+    """Have the current encryption key protect all that an older one does, or none does yet."""
     with asking() as fleet:
         show(fleet.ask("POST", "credentials", "rewrap"), as_json)
 

@@ -31,7 +31,8 @@ ENV_PREFIX: Final = "TOOLFLEET_CREDENTIAL_"
 _WHAT: Final = "credential"
 _LONGEST_TEXT: Final = 1024
 _LONGEST_PREFIX: Final = 32
-_SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")  # RFC 6749, 3.3
+MOST_SCOPES: Final = 100
+SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]{1,256}")  # RFC 6749, 3.3
 
 
 class _Strict(BaseModel):
@@ -77,7 +78,7 @@ def _issuer(value: str) -> str:
 
 
 def _scope(value: str) -> str:
-    if not _SCOPE.fullmatch(value):
+    if not SCOPE.fullmatch(value):
         raise ValueError("is no scope: it takes printable characters without spaces and quotes")
     return value
 
@@ -162,6 +163,8 @@ class Client(_Strict):
     private_key: Secret | None = None
     """PEM; RSA signs RS256, P-256 signs ES256."""
     key_id: Line | None = None
+    assertion_audience: Line | None = None
+    """Whom an assertion is for, where that is not the token endpoint but the issuer."""
 
     @model_validator(mode="after")
     def _complete(self) -> Client:
@@ -172,6 +175,10 @@ class Client(_Strict):
                 raise misplaced(name, f"{is_wanted} with authentication {self.authentication}")
         if self.private_key is not None:
             _algorithm_of(self.private_key)
+        elif self.assertion_audience is not None:
+            raise misplaced(
+                "assertion_audience", f"is not taken with authentication {self.authentication}"
+            )
         return self
 
     @property
@@ -199,7 +206,7 @@ class _OAuth(_Kind):
     token_endpoint: Url | None = None
     """None means: what the issuer's metadata says (RFC 8414)."""
     client: Client
-    scopes: Annotated[tuple[Scope, ...], Field(max_length=100)] = ()
+    scopes: Annotated[tuple[Scope, ...], Field(max_length=MOST_SCOPES)] = ()
     resource: Url | None = None
     """The server that a token is for (RFC 8707)."""
     audience: Line | None = None
@@ -272,6 +279,11 @@ def parse_credential(document: Any) -> Credential:
 def split(credential: Credential) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what may be seen of a credential, and its secrets, both as JSON-ready objects."""
     return _split(credential.model_dump(exclude_none=True))
+
+
+def spelled_out(credential: Credential) -> dict[str, Any]:
+    """Return a credential as an operator would write it, secrets and all."""
+    return _merged(*split(credential))
 
 
 def join(public: dict[str, Any], secrets: dict[str, Any]) -> Credential:

@@ -203,6 +203,6 @@ def missing(definition: ServerDefinition, tenant: str, problem: str) -> FleetErr
         Code.CREDENTIAL_MISSING,
         f"there is no usable credential of {whose} for server {definition.name}"
         + (f": {problem}" if problem else ""),
-        hint="an operator has to set one with `toolfleet credentials set`, or put one into the "
-        "file that TOOLFLEET_CREDENTIALS_FILE names",
+        hint="an operator has to set one with `toolfleet credentials set`, or `authorize` for a "
+        "server that wants OAuth, or put one into the file that TOOLFLEET_CREDENTIALS_FILE names",
     )

@@ -24,7 +24,15 @@ from urllib.parse import quote_plus, urlencode, urlsplit
 import jwt
 
 from registry.addresses import Network, refuse_host
-from registry.credential_kinds import Client, ClientCredentials, OAuth, RefreshToken, TokenExchange
+from registry.credential_kinds import (
+    MOST_SCOPES,
+    SCOPE,
+    Client,
+    ClientCredentials,
+    OAuth,
+    RefreshToken,
+    TokenExchange,
+)
 
 LARGEST_ANSWER: Final = 65_536
 RENEW_AT: Final = 0.8
@@ -45,7 +53,7 @@ _SETUP: Final = frozenset(
         "unsupported_grant_type",
     }
 )
-_CODE: Final = re.compile(r"[a-z_]{1,64}")
+SAID_CODE: Final = re.compile(r"[a-z_]{1,64}")
 _TOKEN: Final = re.compile(r"[\x21-\x7e]+")
 
 
@@ -79,6 +87,8 @@ class Tokens:
     access_token: str = field(repr=False)
     refresh_token: str | None = field(repr=False)
     life_s: float | None
+    scopes: tuple[str, ...] | None = None
+    """What they are good for, None where it did not say: what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +103,18 @@ class TokenRequest:
 
 
 def metadata_urls(issuer: str) -> tuple[str, ...]:
-    """Return where an issuer's metadata may be: RFC 8414 first, then OpenID Connect."""
+    """Return where an issuer's metadata may be: RFC 8414 first, then OpenID Connect's two places.
+
+    The two are one for an issuer without a path.
+    """
     parts = urlsplit(issuer)
     origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
-    return (
+    urls = (
         f"{origin}/.well-known/oauth-authorization-server{path}",
+        f"{origin}/.well-known/openid-configuration{path}",
         f"{origin}{path}/.well-known/openid-configuration",
     )
+    return tuple(dict.fromkeys(urls))
 
 
 def needs_metadata(credential: OAuth) -> bool:
@@ -173,11 +188,19 @@ def token_request(
     for name in ("resource", "audience"):
         if value := getattr(credential, name):
             form[name] = value
+    return client_request(credential.client, endpoint, form, now=now)
+
+
+def client_request(
+    client: Client, endpoint: str, form: dict[str, str], *, now: datetime
+) -> TokenRequest:
+    """Return a form as a client sends it to a token endpoint: with what shows who it is."""
+    form = dict(form)
     headers = {
         "accept": "application/json",
         "content-type": "application/x-www-form-urlencoded",
     }
-    _authenticate(credential.client, endpoint, form, headers, now)
+    _authenticate(client, endpoint, form, headers, now)
     return TokenRequest(urlencode(form).encode(), headers)
 
 
@@ -196,7 +219,7 @@ def _authenticate(
         claims = {
             "iss": client.id,
             "sub": client.id,
-            "aud": endpoint,
+            "aud": client.assertion_audience or endpoint,
             "jti": uuid.uuid4().hex,
             "iat": now,
             "exp": now + _ASSERTION_LIFE,
@@ -220,7 +243,15 @@ def judge_answer(
 
     ``body`` is what was read of it, at most one byte more than `LARGEST_ANSWER`.
     """
-    who = f"the authorization server {credential.issuer}"
+    of_a_user = isinstance(credential, RefreshToken | TokenExchange)
+    return judge_grant(credential.issuer, status, body, retry_after_s, of_a_user=of_a_user)
+
+
+def judge_grant(
+    issuer: str, status: int, body: bytes, retry_after_s: float | None = None, *, of_a_user: bool
+) -> Tokens:
+    """Do as `judge_answer`, by issuer and by whether it is a user's consent that was shown."""
+    who = f"the authorization server {issuer}"
     found: Any = None
     if len(body) <= LARGEST_ANSWER:
         try:
@@ -230,10 +261,9 @@ def judge_answer(
     if status == 200:
         return _tokens(found, who)
     code = found.get("error") if isinstance(found, dict) else None
-    code = code if isinstance(code, str) and _CODE.fullmatch(code) else None
+    code = code if isinstance(code, str) and SAID_CODE.fullmatch(code) else None
     said = f"{who} answered with HTTP {status}" + (f" and {code}" if code else "")
     if status in {400, 401} and code == "invalid_grant":
-        of_a_user = isinstance(credential, RefreshToken | TokenExchange)
         raise TokenError(Failure.CONSENT if of_a_user else Failure.SETUP, said)
     if 300 <= status < 400:
         raise TokenError(Failure.SETUP, f"{said}: a redirect is not followed with a secret")
@@ -249,7 +279,15 @@ def _tokens(found: Any, who: str) -> Tokens:
         raise TokenError(Failure.TRANSIENT, f"{who} answered with what is no token")
     if str(said.get("token_type", "bearer")).lower() != "bearer":
         raise TokenError(Failure.SETUP, f"{who} gave a token that is no bearer token")
-    return Tokens(access, refresh, _life_s(said.get("expires_in")))
+    scope = said.get("scope")
+    scopes = scopes_of(scope) if isinstance(scope, str) and scope else None
+    return Tokens(access, refresh, _life_s(said.get("expires_in")), scopes)
+
+
+def scopes_of(text: str) -> tuple[str, ...]:
+    """Return the scopes that a server names, each once; what can be none is left out."""
+    found = (scope for scope in text.split() if SCOPE.fullmatch(scope))
+    return tuple(dict.fromkeys(found))[:MOST_SCOPES]
 
 
 def _is_token(value: Any) -> TypeGuard[str]:

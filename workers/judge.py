@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,15 +24,18 @@ from mcp_types import (
     CONNECTION_CLOSED,
     INVALID_PARAMS,
     INVALID_REQUEST,
+    MISSING_REQUIRED_CLIENT_CAPABILITY,
     PARSE_ERROR,
     URL_ELICITATION_REQUIRED,
 )
 from pydantic import ValidationError
 
+from registry.challenge import Challenge, read_challenge
 from registry.errors import Code, FleetError
 from workers.exchange import Exchange
 from workers.large_reader import UNREADABLE
 from workers.openapi_wire import told_failure
+from workers.requests import METHODS
 
 _EVENT_TOO_LARGE: Final = "Server-sent event exceeded the"
 # The codes that servers are known to answer with, HTTP 200, to a session that they forgot.
@@ -45,6 +49,8 @@ _GONE: Final = re.compile(
 _PROBLEM: Final = re.compile(
     r"^(?:JSONRPC(?:Response|Error)\.(\S+)\n)? +(?! |Field required)(.+?) \[type=", re.MULTILINE
 )
+# Of a client's capabilities, those that a server can lack.
+_CAPABILITIES: Final = ("elicitation", "sampling", "roots")
 # What a server refuses by one of these statuses was refused before anything ran.
 _REFUSALS: Final = {
     401: (Code.CREDENTIAL_REJECTED, "check the credential of this server"),
@@ -53,6 +59,8 @@ _REFUSALS: Final = {
     409: (Code.UPSTREAM_CONFLICT, "resolve the conflict in the target system, then call again"),
     429: (Code.RATE_LIMITED, "call less often, or give the server a quota"),
 }
+WANT_A_TOKEN: Final = frozenset({401, 403})
+"""How an HTTP server refuses who shows none that is good enough."""
 
 
 class CallError(FleetError):
@@ -91,10 +99,24 @@ class Facts:
     """The session is too young, and too unused, to have been forgotten."""
 
     @property
+    def asked(self) -> str:
+        """Return how a message names what was asked."""
+        return self.what if self.what in METHODS else f"tool {self.what}"
+
+    @property
     def traces(self) -> dict[str, Any]:
-        """Return the evidence and the HTTP status, as far as there are any."""
+        """Return the evidence, the HTTP status and what it asks for, as far as there are any."""
         status = self.seen.status
-        return self.evidence if status is None else {**self.evidence, "status": status}
+        if status is None:
+            return self.evidence
+        challenge = self.challenge
+        wanted = {"challenge": challenge.as_dict()} if challenge is not None else {}
+        return {**self.evidence, "status": status, **wanted}
+
+    @property
+    def challenge(self) -> Challenge | None:
+        """Return what a refusal says is to be shown instead, if it says so."""
+        return read_challenge(self.seen.challenge)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +218,7 @@ def _lost(facts: Facts, *, how: str) -> CallError:
         return _session_lost(facts, how, dispatched=sent, details=facts.evidence)
     return CallError(
         Code.LIMIT_EXCEEDED,
-        f"server {facts.server} was killed in a call of tool {facts.what}: it used more than its "
+        f"server {facts.server} was killed in a call of {facts.asked}: it used more than its "
         f"sandbox.{exceeded} allows",
         hint=f"ask for less, or raise sandbox.{exceeded} in the definition of the server",
         dispatched=True,
@@ -214,7 +236,7 @@ def _session_lost(
 ) -> CallError:
     return CallError(
         Code.SESSION_LOST,
-        f"the session with server {facts.server} was lost in a call of tool {facts.what}: {how}",
+        f"the session with server {facts.server} was lost in a call of {facts.asked}: {how}",
         hint="" if dispatched else "the call never reached the tool: submit it again",
         dispatched=dispatched,
         details=details,
@@ -225,16 +247,27 @@ def _session_lost(
 
 
 def _refused(facts: Facts, *, error: MCPError, code: Code) -> CallError:
-    details: dict[str, Any] = {"jsonrpc_code": error.code}
+    details: dict[str, Any] = {"jsonrpc_code": error.code, **_capabilities(error)}
     if facts.seen.status is not None and facts.seen.status != 200:
         details["status"] = facts.seen.status
+    if facts.what in METHODS:  # the protocol says what its answers mean: callers are told them
+        details["jsonrpc_message"] = facts.scrub(error.message)[:500]
     return CallError(
         code,
-        f"server {facts.server} refused the call of tool {facts.what}: "
+        f"server {facts.server} refused the call of {facts.asked}: "
         f"{facts.scrub(error.message)[:500]}",
         dispatched=facts.seen.sent,
         details=details,
     )
+
+
+def _capabilities(error: MCPError) -> dict[str, Any]:
+    """Return what a server says that its caller has to be able to answer, if it says so."""
+    data = error.data if error.code == MISSING_REQUIRED_CLIENT_CAPABILITY else None
+    named = data.get("requiredCapabilities") if isinstance(data, dict) else None
+    if not isinstance(named, dict):
+        return {}
+    return {"required_capabilities": [name for name in _CAPABILITIES if name in named]}
 
 
 def _refused_by_status(facts: Facts) -> CallError:
@@ -242,21 +275,33 @@ def _refused_by_status(facts: Facts) -> CallError:
     code, hint = _REFUSALS.get(facts.seen.status or 0, failed)
     return CallError(
         code,
-        f"server {facts.server} answered the call of tool {facts.what} with HTTP "
-        f"{facts.seen.status}",
-        hint=hint,
+        f"server {facts.server} answered the call of {facts.asked} with HTTP {facts.seen.status}",
+        hint=_consent_hint(facts) or hint,
         retry_after_s=facts.seen.retry_after_s,
         dispatched=code is Code.UPSTREAM_FAILED,
         details=facts.traces,
     )
 
 
-def input_required(facts: Facts, *, requests: list[str]) -> CallError:
+def _consent_hint(facts: Facts) -> str:
+    """Say what brings a token that the server would take; an empty string where none is wanted."""
+    challenge = facts.challenge
+    if challenge is None or facts.seen.status not in WANT_A_TOKEN:
+        return ""
+    command = f"toolfleet credentials authorize {facts.server}"
+    if not challenge.wants_more:
+        return f"check the credential of this server; `{command}` gets a new one"
+    # They are the server's own words, on their way into somebody's shell.
+    more = "".join(f" --scope {shlex.quote(scope)}" for scope in challenge.scopes or ())
+    return f"its credential lacks what this needs: `{command}{more}` asks for it"
+
+
+def input_required(facts: Facts, *, requests: list[str], why: str = "") -> CallError:
     """Tell of a tool that asks for input, by these requests."""
     return CallError(
         Code.INPUT_REQUIRED,
-        f"tool {facts.what} of server {facts.server} asks its user for input, "
-        "and there is none here",
+        f"{facts.asked} of server {facts.server} asks its user for input, "
+        "and there is none here" + (why and f": {why}"),
         hint="give what it asks for in the arguments, or use a tool that needs no dialogue",
         dispatched=True,
         details={"requests": requests},
@@ -270,7 +315,7 @@ def timed_out(facts: Facts, timeout_s: float) -> CallError:
     """Tell of a call that took too long."""
     return CallError(
         Code.CALL_TIMEOUT,
-        f"tool {facts.what} of server {facts.server} did not answer within {timeout_s:g} s",
+        f"{facts.asked} of server {facts.server} did not answer within {timeout_s:g} s",
         hint="raise the tool's timeout_s, or ask for less",
         dispatched=facts.seen.sent,
     )
@@ -280,7 +325,7 @@ def too_large(facts: Facts) -> CallError:
     """Tell of a result beyond the limit."""
     return CallError(
         Code.RESULT_TOO_LARGE,
-        f"the result of tool {facts.what} of server {facts.server} is larger than "
+        f"the result of {facts.asked} of server {facts.server} is larger than "
         f"{facts.max_result_bytes} bytes",
         hint="ask for less, or raise TOOLFLEET_MAX_RESULT_BYTES",
         dispatched=True,
@@ -291,7 +336,7 @@ def not_mcp(facts: Facts, *, problem: str) -> CallError:
     """Tell of a result that is none by the protocol."""
     return CallError(
         Code.PROTOCOL_ERROR,
-        f"tool {facts.what} of server {facts.server} answered with a result that is not MCP "
+        f"{facts.asked} of server {facts.server} answered with a result that is not MCP "
         f"{facts.protocol_version}: {problem}",
         hint="report it to the server's maintainer",
         dispatched=True,
@@ -302,7 +347,7 @@ def not_mcp(facts: Facts, *, problem: str) -> CallError:
 def _no_answer(facts: Facts) -> CallError:
     return CallError(
         Code.PROTOCOL_ERROR,
-        f"server {facts.server} answered the call of tool {facts.what} with {facts.seen.problem}",
+        f"server {facts.server} answered the call of {facts.asked} with {facts.seen.problem}",
         hint="check that its url is that of an MCP server, with nothing in between",
         # A redirect says that it was not done here.
         dispatched=not 300 <= (facts.seen.status or 0) < 400,
@@ -313,7 +358,7 @@ def _no_answer(facts: Facts) -> CallError:
 def _unread(facts: Facts, *, failure: FleetError) -> CallError:
     return CallError(
         failure.code,
-        f"server {facts.server} answered the call of tool {facts.what}: {failure.message}",
+        f"server {facts.server} answered the call of {facts.asked}: {failure.message}",
         hint=failure.hint,
         dispatched=True,
     )
@@ -322,7 +367,7 @@ def _unread(facts: Facts, *, failure: FleetError) -> CallError:
 def _kept_back(facts: Facts, *, failure: FleetError) -> CallError:
     return CallError(
         failure.code,
-        f"the call of tool {facts.what} was not sent to server {facts.server}: {failure.message}",
+        f"the call of {facts.asked} was not sent to server {facts.server}: {failure.message}",
         hint=failure.hint,
         dispatched=False,
         details=failure.details,
@@ -332,7 +377,7 @@ def _kept_back(facts: Facts, *, failure: FleetError) -> CallError:
 def _of_api(facts: Facts, *, failure: FleetError, dispatched: bool) -> CallError:
     return CallError(
         failure.code,
-        f"tool {facts.what} of server {facts.server} has no result: {failure.message}",
+        f"{facts.asked} of server {facts.server} has no result: {failure.message}",
         hint=failure.hint,
         retry_after_s=failure.retry_after_s,
         dispatched=dispatched,
@@ -354,7 +399,8 @@ def why_not_open(cause: BaseException | None, facts: Facts) -> FleetError:
         return not_open(facts, f"could not be reached: {_describe(seen.failure)}")
     if seen.status is not None and seen.status >= 400:
         problem = f"answered the MCP handshake with HTTP {seen.status}"
-        return not_open(facts, problem, *_REFUSALS.get(seen.status, ()))
+        refusal, hint = _REFUSALS.get(seen.status, (Code.SERVER_UNAVAILABLE, ""))
+        return not_open(facts, problem, refusal, _consent_hint(facts) or hint)
     if seen.problem:
         return not_open(facts, f"answered the MCP handshake with {seen.problem}")
     if facts.endless_line:

@@ -152,8 +152,8 @@ class Renewals:
                 Code.CREDENTIAL_EXPIRED,
                 f"the credential of {stored.tenant!r} for server {stored.server} is no longer "
                 f"accepted: {problem}",
-                hint="somebody has to consent again; then an operator sets the new one with "
-                "`toolfleet credentials set`",
+                hint="somebody has to consent again, with `toolfleet credentials authorize`; or an "
+                "operator sets a new one with `toolfleet credentials set`",
             )
         if (pause := known.pausing_s(now)) > 0:
             raise _unavailable(stored, problem, pause)

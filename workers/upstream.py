@@ -10,7 +10,8 @@
    says, and none for one that is over.
 5. A stream of notifications is read as a trickle, so that no server takes over the worker by it.
 6. What we say aside (a cancellation, an answer to the server's own question) holds up no request
-   and takes at most `ASIDE_LIMIT_S`, and so does taking leave.
+   and takes at most `ASIDE_LIMIT_S`, and so does taking leave; an answer with something in it
+   takes at most `ANSWER_LIMIT_S`.
 7. Redirects are not followed, and connections are made as `workers.guarded` says.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -34,8 +36,10 @@ from workers.large_http import Shrunk
 from workers.retry_after import retry_after_s
 
 ASIDE_LIMIT_S: Final = 1.0
+ANSWER_LIMIT_S: Final = 10.0
 _MAX_ASIDES: Final = 64
 _MAX_ASIDE_BYTES: Final = 4096
+_MAX_PING_BYTES: Final = 100  # of an answer with nothing in it
 _REFUSAL_BYTES: Final = 64 * 1024
 _REFUSAL_LIMIT_S: Final = 0.5
 _SAID_CHARS: Final = 500
@@ -53,6 +57,9 @@ _PROBES: Final = [
 _NOT_SENT: Final = (FleetError, httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _ANSWERS: Final = ("application/json", "text/event-stream")
 _INITIALIZED: Final = "notifications/initialized"
+_ANSWER: Final = "an answer"
+# How the SDK writes a response; what a caller answered may be as large as a request.
+_LARGE_ANSWER: Final = re.compile(rb'\{"jsonrpc": ?"2\.0", ?"id": ?[^,]{1,200}, ?"(result|error)":')
 
 
 class BodyRefused(httpx2.StreamError):
@@ -92,13 +99,16 @@ class Wire(httpx2.AsyncBaseTransport):
         if aside == _INITIALIZED:
             await self._say(request)  # requests must not overtake it
         elif len(self._asides) < _MAX_ASIDES:
-            task = asyncio.create_task(self._say(request))
+            large = len(request.content) > _MAX_PING_BYTES
+            limit_s = ANSWER_LIMIT_S if aside == _ANSWER and large else ASIDE_LIMIT_S
+            task = asyncio.create_task(self._say(request, limit_s))
             self._asides.add(task)
             task.add_done_callback(self._asides.discard)
         return httpx2.Response(202)
 
     async def _ask(self, request: httpx2.Request, exchange: Exchange) -> httpx2.Response:
         exchange.begin(in_session="mcp-session-id" in request.headers)
+        request.headers.update(exchange.headers)
         try:
             response = await self._inner.handle_async_request(request)
         except Exception as error:  # noqa: BLE001 one failed request must not end the session
@@ -108,6 +118,7 @@ class Wire(httpx2.AsyncBaseTransport):
         exchange.status = response.status_code
         if response.status_code >= 400:
             exchange.retry_after_s = retry_after_s(response.status_code, response.headers)
+            exchange.challenge = response.headers.get("www-authenticate", "")
             return await self._refusal(response, exchange)
         if problem := _problem(response):
             exchange.problem = problem
@@ -156,9 +167,9 @@ class Wire(httpx2.AsyncBaseTransport):
         events = not _content_type(response).startswith(_ANSWERS[0])
         return Shrunk(watched, exchange, self._large, events=events, max_bytes=self._max_body_bytes)
 
-    async def _say(self, request: httpx2.Request) -> None:
-        with suppress(Exception):  # it was said in passing; nothing depends on it
-            async with asyncio.timeout(ASIDE_LIMIT_S):
+    async def _say(self, request: httpx2.Request, limit_s: float = ASIDE_LIMIT_S) -> None:
+        with suppress(Exception):  # it was said in passing: who needs it asks again, or gives up
+            async with asyncio.timeout(limit_s):
                 response = await self._inner.handle_async_request(request)
                 await response.aclose()
 
@@ -243,9 +254,9 @@ def open_client(
 def _aside(request: httpx2.Request) -> str:
     """Name what is no request of ours; an empty string for a request."""
     if len(request.content) > _MAX_ASIDE_BYTES:
-        return ""  # only a tool's arguments are that large
+        return _ANSWER if _LARGE_ANSWER.match(request.content) else ""
     message: dict[str, Any] = json.loads(request.content)
-    method = str(message.get("method", "an answer"))
+    method = str(message.get("method", _ANSWER))
     return "" if "id" in message and "method" in message else method
 
 

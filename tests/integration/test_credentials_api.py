@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,11 +25,6 @@ OAUTH = {
     "client": {"id": "fleet", "secret": SECRET},
     "refresh_token": SECRET,
 }
-
-
-@pytest.fixture
-def keys(tmp_path: Path) -> Keys:
-    return Keys(tmp_path / "encryption.keys")
 
 
 @pytest.fixture
@@ -121,7 +115,12 @@ async def test_data_keys_are_rewrapped_on_demand(api: Api, keys: Keys) -> None:
     await api.http.put("/v1/credentials/acme/demo", json=STATIC)
     keys.put("second", "first")
     answer = await api.http.post("/v1/credentials/rewrap")
-    assert answer.json() == {"rewrapped": 1, "wrapped_by": {"file:second": 1}}
+    assert answer.json() == {
+        "rewrapped": 1,
+        "wrapped_by": {"file:second": 1},
+        "definitions_sealed": 0,
+        "definitions_left": 0,
+    }
     assert (await entries(api))[0]["details"]["to"] == "file:second"
 
 

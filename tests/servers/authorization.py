@@ -7,6 +7,7 @@ consent. What was asked is counted; how it answers can be changed while it runs.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import secrets
 import threading
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote_plus
+from urllib.parse import parse_qs, parse_qsl, unquote_plus, urlencode
 
 CLIENT_ID, CLIENT_SECRET = "fleet:1", "the client's own secret, with % and +"
 
@@ -89,6 +90,16 @@ class AuthorizationServer:
     lose_answers: bool = False
     """Change what is asked, then say nothing."""
     metadata: dict[str, Any] | None = None
+    resource_metadata: dict[str, Any] | None = None
+    """What the resource says of itself, where it is on the same port."""
+    redirects: dict[str, str | None] = field(default_factory=dict)
+    """Parameters of redirects that are others than they should be; None leaves one out."""
+    refreshes: bool = True
+    """Whether a code brings a refresh token."""
+    asked: list[dict[str, str]] = field(default_factory=list)
+    """Every authorization request."""
+    registered: list[dict[str, Any]] = field(default_factory=list)
+    """What clients said of themselves."""
     slow_metadata: bool = False
     """Metadata waits for the gate, too."""
     said: Counter[str] = field(default_factory=Counter)
@@ -99,6 +110,7 @@ class AuthorizationServer:
     gate: threading.Event = field(default_factory=threading.Event)
     """Token requests wait for it."""
     arrived: threading.Event = field(default_factory=threading.Event)
+    _codes: dict[str, dict[str, str]] = field(default_factory=dict)
     _families: dict[str, str] = field(default_factory=dict)
     _used: dict[str, str] = field(default_factory=dict)
     _revoked: set[str] = field(default_factory=set)
@@ -108,6 +120,19 @@ class AuthorizationServer:
         """Return the refresh token of a new consent."""
         family = f"{subject}/{secrets.token_hex(4)}"
         return self._new_refresh(family)
+
+    def speaks(self, **other: Any) -> dict[str, Any]:
+        """Have metadata that says what it can; return it."""
+        self.metadata = {
+            "issuer": self.url,
+            "authorization_endpoint": f"{self.url}/authorize",
+            "token_endpoint": f"{self.url}/token",
+            "registration_endpoint": f"{self.url}/register",
+            "code_challenge_methods_supported": ["S256"],
+            "authorization_response_iss_parameter_supported": True,
+            **other,
+        }
+        return self.metadata
 
     def revoke(self, token: str) -> None:
         """Let an access token work no more."""
@@ -119,6 +144,15 @@ class AuthorizationServer:
             self.revoke(token)
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Reply:
+        page, _, query = path.partition("?")
+        if "/.well-known/oauth-protected-resource" in path:
+            self.said["resource"] += 1
+            resource = self.resource_metadata
+            return Reply(200, resource) if resource else Reply(404, {})
+        if page == "/authorize" and method == "GET":
+            return self._authorize(dict(parse_qsl(query)))
+        if path == "/register" and method == "POST":
+            return self._register(json.loads(body))
         if "/.well-known/" in path:
             self.said["metadata"] += 1
             if self.slow_metadata:
@@ -141,10 +175,38 @@ class AuthorizationServer:
         time.sleep(self.delay_s)
         return reply
 
+    def _register(self, said: dict[str, Any]) -> Reply:
+        self.registered.append(said)
+        return Reply(201, {**said, "client_id": CLIENT_ID, "client_secret": CLIENT_SECRET})
+
+    def _authorize(self, asked: dict[str, str]) -> Reply:
+        """Ask nobody, and consent."""
+        self.asked.append(asked)
+        code = f"code-{secrets.token_hex(8)}"
+        self._codes[code] = asked
+        back = {"code": code, "state": asked["state"], "iss": self.url, **self.redirects}
+        told = urlencode({name: value for name, value in back.items() if value is not None})
+        return Reply(302, b"", {"location": f"{asked['redirect_uri']}?{told}"})
+
+    def _exchange(self, form: dict[str, str]) -> Reply:
+        """Give tokens for a code, once, to who asked for it."""
+        asked = self._codes.pop(form.get("code", ""), None)
+        if asked is None:
+            return self._refuse("invalid_grant")
+        digest = hashlib.sha256(form.get("code_verifier", "").encode()).digest()
+        proof = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+        same = all(form.get(name) == asked.get(name) for name in ("redirect_uri", "resource"))
+        if proof != asked.get("code_challenge") or not same:
+            return self._refuse("invalid_grant")
+        more = {"refresh_token": self.consent("alice")} if self.refreshes else {}
+        return self._give("alice", **more)
+
     def _grant(self, form: dict[str, str], headers: dict[str, str]) -> Reply:
         if not self._knows(form, headers):
             return self._refuse("invalid_client", 401)
         match form.get("grant_type"):
+            case "authorization_code":
+                return self._exchange(form)
             case "refresh_token":
                 return self._refresh(form.get("refresh_token", ""))
             case "client_credentials":

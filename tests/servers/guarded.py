@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
@@ -27,6 +28,10 @@ class Guarded:
     refused: int = 0
     heard: list[bytes] = field(default_factory=list)
     """Each request: its line, headers and body."""
+    challenge: str = ""
+    """What a refusal says is to be shown."""
+    resource_metadata: dict[str, Any] | None = None
+    """What it says of itself as a protected resource."""
 
 
 class _Gate:
@@ -53,8 +58,15 @@ class _Gate:
         if token.removeprefix("Bearer ") in guarded.admitted:
             await self._app(scope, hearing, send)
             return
+        if guarded.resource_metadata is not None and scope["path"].startswith("/.well-known/"):
+            headers = [(b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            body = json.dumps(guarded.resource_metadata).encode()
+            await send({"type": "http.response.body", "body": body})
+            return
         guarded.refused += 1
-        await send({"type": "http.response.start", "status": 401, "headers": []})
+        wanted = [(b"www-authenticate", guarded.challenge.encode())] if guarded.challenge else []
+        await send({"type": "http.response.start", "status": 401, "headers": wanted})
         await send({"type": "http.response.body", "body": b"who are you?"})
 
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from registry.addresses import parse_network
 from registry.credential_kinds import OAuth, parse_credential, split
+from registry.errors import FleetError
 from registry.oauth import (
     LARGEST_ANSWER,
     Failure,
@@ -104,6 +105,20 @@ def test_a_client_may_sign_for_itself_with_its_private_key(algorithm: str) -> No
 
 
 @requirement("broker:kinds")
+def test_an_assertion_may_be_for_the_issuer_where_that_is_what_it_takes() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(*Pem).decode()
+    how = {"id": "fleet", "authentication": "private_key_jwt", "private_key": pem}
+    client = {**how, "assertion_audience": ISSUER}
+    form, _ = asked(oauth("oauth_client_credentials", client=client))
+    claims = jwt.decode(form["client_assertion"], options={"verify_signature": False})
+    assert claims["aud"] == ISSUER
+    with pytest.raises(FleetError) as refused:
+        oauth(client={"id": "fleet", "authentication": "none", "assertion_audience": ISSUER})
+    assert refused.value.details["problems"][0]["path"] == "client/assertion_audience"
+
+
+@requirement("broker:kinds")
 def test_an_exchange_names_the_subjects_token_and_its_type() -> None:
     exchange = oauth("token_exchange", subject={"token": "subject-1"}, audience="crm")
     form, _ = asked(exchange, subject_token="subject-1")
@@ -149,7 +164,12 @@ def test_metadata_that_does_not_list_the_endpoint_is_refused(metadata: Any) -> N
 def test_metadata_is_looked_for_where_the_standards_put_it() -> None:
     assert metadata_urls("https://login.example.com/tenant/1") == (
         "https://login.example.com/.well-known/oauth-authorization-server/tenant/1",
+        "https://login.example.com/.well-known/openid-configuration/tenant/1",
         "https://login.example.com/tenant/1/.well-known/openid-configuration",
+    )
+    assert metadata_urls("https://login.example.com") == (
+        "https://login.example.com/.well-known/oauth-authorization-server",
+        "https://login.example.com/.well-known/openid-configuration",
     )
 
 
