@@ -1,9 +1,12 @@
-"""A call's story as server-sent events: `state`, then `progress`, the final `state`, the end."""
+"""A call's story as server-sent events: `state`, `progress` and `log`, the final `state`, the end.
+
+There is a `state` too whenever what its server asks has changed.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -35,14 +38,19 @@ class EventStream(StreamingResponse):
 
 
 async def story(
-    room: WaitingRoom, row: Row, *, clock: Callable[[], float] = time.monotonic
+    room: WaitingRoom,
+    row: Row,
+    whole: Callable[[Row], Awaitable[Row]],
+    *,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncGenerator[bytes, None]:
     """Yield a call's events; a comment every `HEARTBEAT_EVERY_S` while there are none.
 
+    ``whole`` adds to a row what the call's server asks.
     Listening changes nothing for the call: it runs on when the listener goes.
     """
     call_id = row["id"]
-    yield _event("state", call_body(row))
+    yield _event("state", call_body(await whole(row)))
     with room.expect(call_id) as hint:
         async with room.progress_into(call_id, hint):
             told_at = clock()
@@ -51,9 +59,9 @@ async def story(
                     seen = await room.read(call_id) or row
                 except FleetError:
                     seen = row  # the next look may succeed; the call itself is not concerned
-                events = [_event("progress", body) for body in hint.take_progress()]
-                if seen["state"] != row["state"]:
-                    events.append(_event("state", call_body(seen)))
+                events = [_told(body) for body in hint.take_progress()]
+                if _changed(row, seen):
+                    events.append(_event("state", call_body(await whole(seen))))
                 elif not events and clock() - told_at >= HEARTBEAT_EVERY_S:
                     events.append(HEARTBEAT)
                 for event in events:
@@ -62,6 +70,16 @@ async def story(
                 row = seen
                 if not ended(row):
                     await hint.within(LOOK_EVERY_S)
+
+
+def _changed(row: Row, seen: Row) -> bool:
+    return any(row.get(name) != seen.get(name) for name in ("state", "open_questions"))
+
+
+def _told(body: Any) -> bytes:
+    if isinstance(body, dict) and "log" in body:
+        return _event("log", body["log"])
+    return _event("progress", body)
 
 
 def _event(name: str, body: Any) -> bytes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -18,10 +19,14 @@ from registry.errors import Code, FleetError
 
 ENDED_CHANNEL: Final = "toolfleet:ended"
 PROGRESS_CHANNEL: Final = "toolfleet:progress:"
+ANSWERED_CHANNEL: Final = "toolfleet:answered"
+RESOURCES_CHANNEL: Final = "toolfleet:resources"
 FIGURES_KEY: Final = "toolfleet:figures:"
 FIGURES_LIFETIME_S: Final = 15
 STEWARD: Final = "steward"
-PROGRESS_EVERY_S: Final = 0.1
+PROGRESS_PER_S: Final = 10.0
+HEAR_QUIET_S: Final = 10.0
+HEAR_AGAIN_S: Final = 1.0
 
 logger = logging.getLogger("toolfleet.signals")
 
@@ -38,27 +43,62 @@ class Signals:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._last_progress: dict[str, float] = {}
+        self._progress: dict[str, tuple[float, float]] = {}
+        """By call: how many reports may be told, and as of when."""
 
     async def ended(self, ids: Sequence[str]) -> None:
         """Tell whoever waits that these calls have ended."""
         if ids:
             await self._publish(ENDED_CHANNEL, json.dumps(list(ids)))
 
+    async def asked(self, call_id: str) -> None:
+        """Have whoever waits for a call look at it: its server asks something."""
+        await self._publish(ENDED_CHANNEL, json.dumps([call_id]))
+
+    async def answered(self, call_id: str) -> None:
+        """Have the worker of a call look for the answer to what its server asks."""
+        await self._publish(ANSWERED_CHANNEL, json.dumps(call_id))
+
+    async def resources_updated(self, keys: Sequence[str]) -> None:
+        """Tell who wants to know that resources changed, by keys (`registry.interests`)."""
+        await self._publish(RESOURCES_CHANNEL, json.dumps(list(keys)))
+
     async def progress(
         self, call_id: str, done: float, total: float | None, message: str | None
     ) -> None:
-        """Tell a call's listeners how far it is, at most ten times a second."""
+        """Tell a call's listeners how far it is, at most `PROGRESS_PER_S` times a second over time.
+
+        So many reports may come at once: a short call's are all told.
+        """
         now = asyncio.get_running_loop().time()
-        if now - self._last_progress.get(call_id, -1.0) < PROGRESS_EVERY_S:
+        left, since = self._progress.get(call_id, (PROGRESS_PER_S, now))
+        left = min(PROGRESS_PER_S, left + (now - since) * PROGRESS_PER_S)
+        told = left >= 1
+        self._progress[call_id] = (left - told, now)
+        if not told:
             return
-        self._last_progress[call_id] = now
         body = {"progress": done, "total": total, "message": message}
         await self._publish(PROGRESS_CHANNEL + call_id, json.dumps(body))
 
+    async def log(self, call_id: str, body: dict[str, Any]) -> None:
+        """Tell a call's listeners what its server logs."""
+        await self._publish(PROGRESS_CHANNEL + call_id, json.dumps({"log": body}))
+
+    async def hear(self, channel: str, heard: Callable[[bytes], None]) -> None:
+        """Pass on what is published on a channel, until cancelled; hints may be lost."""
+        while True:
+            with suppress(RedisError, OSError):
+                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                    await pubsub.subscribe(channel)
+                    while True:
+                        message = await pubsub.get_message(timeout=HEAR_QUIET_S)
+                        if message is not None:
+                            heard(message["data"])
+            await asyncio.sleep(HEAR_AGAIN_S)
+
     def forget(self, call_id: str) -> None:
         """Drop what is remembered about a call that has ended."""
-        self._last_progress.pop(call_id, None)
+        self._progress.pop(call_id, None)
 
     async def figures(self, process: str, exposition: str) -> None:
         """Leave this process's figures (Prometheus text) where the API finds them."""
