@@ -61,7 +61,7 @@ class Redactor:
         """Return a tool's result with what is found in it masked; raise `redaction_failed`.
 
         Its blocks of content are read as such: texts that follow each other as one too, and the
-        bytes of media not at all.
+        bytes of media not at all. So are the contents of a resource and the messages of a prompt.
         """
         if not self._reads:
             return body
@@ -121,8 +121,11 @@ class Redactor:
             masked = self._name(key)
             if masked != key:
                 masked = unlike(masked, clean)
-            if content and key == "content" and isinstance(item, list):
+            if content and key in ("content", "contents") and isinstance(item, list):
                 clean[masked] = [self._block(block) for block in self._joined(item)]
+                continue
+            if content and key == "messages" and isinstance(item, list):
+                clean[masked] = [self._message(message, depth - 1) for message in item]
                 continue
             clean[masked] = self._walk(item, depth - 1, about(members, key))
         return clean
@@ -142,6 +145,13 @@ class Redactor:
             return f"[{Kind.SECRET}]"
         spans = self.spans(spelled, name)
         return f"[{spans[0].word}]" if spans else number
+
+    def _message(self, message: Any, depth: int) -> Any:
+        """Return a message of a prompt, its content read as a block."""
+        if not isinstance(message, dict) or not isinstance(message.get("content"), dict):
+            return self._walk(message, depth, "")
+        rest = {name: item for name, item in message.items() if name != "content"}
+        return {**self._walk(rest, depth, ""), "content": self._block(message["content"])}
 
     def _block(self, block: Any) -> Any:
         if isinstance(block, dict):

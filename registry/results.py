@@ -27,6 +27,7 @@ _Path = tuple[str | int, ...]
 _Text = tuple[_Path, str]
 _LONGEST_NAME: Final = 40  # of a member that is no text
 _BYTES: Final = ("data", "blob")
+_BLOCKS: Final = (("content",), ("contents",), ("messages",))
 
 
 class Let(NamedTuple):
@@ -135,7 +136,7 @@ def _parts(whole: dict[str, Any] | list[Any], path: _Path) -> Iterator[tuple[_Pa
     for name, item in whole.items():
         if len(name) > _LONGEST_NAME or not name.isprintable():
             yield (*path, name), name
-        if name not in _BYTES or path[:1] != ("content",):
+        if name not in _BYTES or path[:1] not in _BLOCKS:
             yield (*path, name), item
 
 

@@ -1,7 +1,7 @@
 """Large messages: read by processes of their own, so that the worker's loop is never held.
 
-1. What is larger than `READ_HERE_BYTES` is never parsed here, apart from lists of tools: those are
-   checked elsewhere and read here tool by tool.
+1. What is larger than `READ_HERE_BYTES` is never parsed here, apart from lists: those are checked
+   elsewhere and read here item by item.
 2. The MCP SDK sees a small message in the place of each large one; the large one is kept as it
    came until its call takes it, and then is checked and redacted.
 3. Every job is bounded in time and memory. A process that fails takes one job with it
@@ -30,7 +30,7 @@ from registry.errors import Code, FleetError
 from workers.exchange import Breather
 from workers.large_reader import FRAME
 from workers.launch import INHERITED
-from workers.listing import Page
+from workers.listing import TOOLS, Listed, Page
 from workers.output_gate import Gate
 
 READ_HERE_BYTES: Final = 65_536
@@ -190,12 +190,12 @@ class LargeReader:
         facts, encoded = await self.finishing.ask(job, large.raw, timeout_s)
         return Redacted(encoded, **facts)
 
-    async def read_page(self, large: LargeResult, server: str) -> Page:
-        """Read a page of tools, scrubbed; raise as `workers.listing.read_page` does."""
+    async def read_page(self, large: LargeResult, server: str, of: Listed = TOOLS) -> Page:
+        """Read a page of a list, scrubbed; raise as `workers.listing.read_page` does."""
         job = {
             "job": "page",
             "event": large.event,
-            "tool": "tools/list",
+            "tool": of.method,
             "server": server,
             "secrets": large.secrets,
         }
@@ -204,7 +204,7 @@ class LargeReader:
         page, start = Page([], [], facts["cursor"]), 0
         for size in facts["sizes"]:
             page.encoded.append(encoded[start : start + size])
-            page.tools.append(json.loads(page.encoded[-1]))
+            page.items.append(json.loads(page.encoded[-1]))
             start += size
             await breather.breathe()
         return page
@@ -252,9 +252,9 @@ class LargeMessages:
                 del self._held[next(iter(self._held))]
         return small
 
-    async def read_page(self, large: LargeResult, server: str) -> Page:
+    async def read_page(self, large: LargeResult, server: str, of: Listed = TOOLS) -> Page:
         """See `LargeReader.read_page`."""
-        return await self._reader.read_page(large, server)
+        return await self._reader.read_page(large, server, of)
 
     def take(self, body: dict[str, Any]) -> LargeResult | None:
         """Return the large result that a small one stands for; None for a result of its own."""

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, Final
 from registry.database import to_json
 from registry.errors import Code, FleetError
 from registry.results import let_out
-from workers.listing import read_page
+from workers.listing import BY_METHOD, read_page
 from workers.output_gate import Gate
 from workers.scrub import Scrubber
 
@@ -38,6 +38,9 @@ PREVIEW_CHARACTERS: Final = 1_000
 UNREADABLE: Final = "Failed to parse JSON response: "
 """How the MCP SDK begins what it says of an HTTP answer that is none."""
 PARSE_ERROR: Final = -32700
+TOO_LARGE_TO_ASK: Final = "toolfleet/too_large_to_ask"
+"""The method of a server's question that is too large to be put to anybody."""
+LARGEST_QUESTION_BYTES: Final = 1_000_000
 _LONGEST_KEPT: Final = 1_000  # of what a small message keeps of a large one, each
 _MOST_MEMBERS: Final = 64
 _PR_SET_PDEATHSIG: Final = 1
@@ -72,15 +75,20 @@ def instead_of(message: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def shrink(job: dict[str, Any], raw: bytes) -> Answer:
-    """Answer with a small message in the place of a large one; with none for what is no answer.
+    """Answer with a small message in the place of a large one; with none for what needs no answer.
 
-    A small result has the members of the large one, emptied, and those of ``job["placeholder"]``.
+    A question of the server's stays as it is, up to `LARGEST_QUESTION_BYTES`. A small result has
+    the members of the large one, emptied, and those of ``job["placeholder"]``.
     """
     message = _hollow(whole := message_of(raw, event=job["event"]) or {})
     result, error = whole.get("result"), whole.get("error")
     facts = {"result": False, "size": 0}
     small = b""
-    if (instead := instead_of(whole)) is not None:
+    if "method" in whole and "id" in whole:
+        if len(raw) <= LARGEST_QUESTION_BYTES:
+            return facts, raw
+        small = to_json({**message, "method": TOO_LARGE_TO_ASK, "params": {}}).encode()
+    elif (instead := instead_of(whole)) is not None:
         small = to_json(instead).encode()
     elif isinstance(error, dict):
         said = str(error.get("message"))[:_LONGEST_KEPT]
@@ -120,9 +128,10 @@ def finish(job: dict[str, Any], raw: bytes) -> Answer:
 
 
 def page(job: dict[str, Any], raw: bytes) -> Answer:
-    """Answer with a page of tools, one after the other; raise as `read_page` does."""
+    """Answer with a page of a list, item after item; raise as `read_page` does."""
     result = (message_of(raw, event=job["event"]) or {})["result"]
-    read = read_page(result, job["server"], Scrubber(*job["secrets"]))
+    scrubber = Scrubber(*job["secrets"])
+    read = read_page(result, job["server"], scrubber, BY_METHOD[job["tool"]])
     facts = {"cursor": read.cursor, "sizes": [len(data) for data in read.encoded]}
     return facts, b"".join(read.encoded)
 

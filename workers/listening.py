@@ -65,6 +65,8 @@ class Listening:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.watch = watch
+        self.offerings = ListingWatch(_nobody, clock=clock)
+        """Whether prompts, resources and the like may differ from those on record."""
         self._keyring = keyring
         self._open_session = open_session
         self._clock = clock
@@ -137,6 +139,7 @@ class Listening:
     def _met(self, session: Session, key: SessionKey) -> None:
         self.watch.met(session.introduction, key)
         session.on_listing_changed = self.watch.heard
+        session.on_offerings_changed = self.offerings.heard
         if session.listing_changed:
             self.watch.heard()
         session.on_hearing = partial(self._hearing, session)
@@ -147,6 +150,7 @@ class Listening:
         if hearing:
             if not any(it.alive and it.hearing for it in self._ears if it is not session):
                 self.watch.heard()
+                self.offerings.heard()
             self._ears.add(session)
         elif session.alive and session.era == "legacy":
             # The server closed its stream: it may be another one by now, which nobody would notice
@@ -226,3 +230,7 @@ class Listening:
     @staticmethod
     async def _close(session: Session) -> None:
         await session.close()
+
+
+def _nobody() -> None:
+    """Is told what is looked for at intervals."""

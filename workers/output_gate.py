@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, Final, Self
 
 from registry.output_rules import DEFAULT_RULES, OutputRules
+from registry.question_text import let_log
 from registry.redaction import redactor
 from registry.results import Let, let_out, text_out
 from workers.guardrails import Guardrails
@@ -102,6 +103,15 @@ def error_out(body: dict[str, Any], rules: OutputRules = DEFAULT_RULES) -> dict[
         }
         return {**kept, "message": "what the server said could not be redacted and is withheld"}
     return clean
+
+
+def log_out(body: dict[str, Any], rules: OutputRules) -> dict[str, Any]:
+    """Return a log message as it may leave; without what it says when it cannot be redacted."""
+    try:
+        return let_log(body, rules)
+    except Exception as error:  # noqa: BLE001 whatever it was, nothing may leave unread
+        logger.error("a log message could not be redacted: %s", type(error).__name__)  # noqa: TRY400 a traceback may quote it
+        return {"level": body["level"], "data": "what the server said is withheld"}
 
 
 def progress_out(message: str | None, rules: OutputRules) -> str | None:
