@@ -13,11 +13,12 @@ Postgres' clock decides every instant.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -29,8 +30,12 @@ from registry.concurrency import Cap
 from registry.database import Database, to_json
 from registry.definitions import Delivery
 from registry.errors import Code, FleetError
+from registry.forgetting import forget
 from registry.rates import Bucket
 from registry.tiers import DEFAULT_PRIORITY
+
+TOOLS_CALL: Final = "tools/call"
+"""The method of a call that says no other; what else servers are asked: `registry.requests`."""
 
 
 class CallState(StrEnum):
@@ -77,6 +82,14 @@ TRANSITIONS: Final[dict[CallState, frozenset[CallState]]] = {
     CallState.DENIED: frozenset(),
 }
 
+_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def is_id(text: object) -> TypeGuard[str]:
+    """Say whether something has the form of a call's or a run's id."""
+    return isinstance(text, str) and _ID.fullmatch(text) is not None
+
+
 FINAL_STATES: Final = tuple(state.value for state in CallState if state.final)
 
 
@@ -115,12 +128,20 @@ class NewCall:
     approval_s: float | None = None
     """How long it may wait for its approval."""
     result: dict[str, Any] | None = None
+    method: str = TOOLS_CALL
+    """What its server is asked, as MCP calls it."""
     upstream_name: str = ""
     """The tool as its server calls it."""
     buckets: tuple[Bucket, ...] = ()
     """What it takes from before it is submitted (see `registry.submission.submit_within`)."""
     caps: tuple[Cap, ...] = ()
     """What its tenant may have at once."""
+    answers: tuple[str, ...] = ()
+    """What its server may ask its caller (`registry.questions`)."""
+    log_level: str | None = None
+    """From which level on its caller is told of its server's log messages; None: of none."""
+    trace: dict[str, str] | None = None
+    """What goes along with ``traceparent`` (`registry.trace`); never in a message (D1)."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +163,7 @@ class Claim:
     tenant_id: str
     actor: str
     tool: str
+    method: str
     server_name: str
     server_version_id: int
     tool_version_id: int
@@ -157,6 +179,9 @@ class Claim:
     """Whether it says that it was approved: `registry.approval_gate` finds out."""
     worker: str
     """Who claimed it: nobody else may dispatch or end it."""
+    answers: tuple[str, ...] = ()
+    log_level: str | None = None
+    trace: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -185,23 +210,27 @@ class Ending:
 _SUBMIT: Final = f"""
     WITH wanted AS (
         SELECT * FROM json_to_recordset(CAST(%(rows)s AS json)) AS r(
-            id text, run_id text, tenant_id text, actor text, tool text, server_name text,
-            server_version_id bigint, tool_version_id bigint, delivery text,
+            id text, run_id text, tenant_id text, actor text, tool text, method text,
+            server_name text, server_version_id bigint, tool_version_id bigint, delivery text,
             call_timeout_s double precision, arguments text, arguments_digest text,
             deadline_s double precision, idempotency_key text, traceparent text, reply_to text,
-            priority numeric, state text, approval_s double precision, result text)
+            priority numeric, state text, approval_s double precision, result text,
+            answers text[], log_level text, trace json)
     ), inserted AS (
         INSERT INTO calls (
-            id, run_id, tenant_id, actor, tool, server_name, server_version_id, tool_version_id,
-            delivery, call_timeout_s, arguments, arguments_digest, idempotency_key, traceparent,
-            reply_to, priority, deadline_s, state, result, is_error, ended_at, deadline_at)
-        SELECT w.id, w.run_id, w.tenant_id, w.actor, w.tool, w.server_name, w.server_version_id,
-            w.tool_version_id, w.delivery, w.call_timeout_s, CAST(w.arguments AS json),
-            w.arguments_digest, w.idempotency_key, w.traceparent, w.reply_to,
+            id, run_id, tenant_id, actor, tool, method, server_name, server_version_id,
+            tool_version_id, delivery, call_timeout_s, arguments, arguments_digest,
+            idempotency_key, traceparent, reply_to, priority, deadline_s, state, result, is_error,
+            ended_at, deadline_at, answers, log_level, trace)
+        SELECT w.id, w.run_id, w.tenant_id, w.actor, w.tool, w.method, w.server_name,
+            w.server_version_id, w.tool_version_id, w.delivery, w.call_timeout_s,
+            CAST(w.arguments AS json), w.arguments_digest, w.idempotency_key, w.traceparent,
+            w.reply_to,
             LEAST(GREATEST(w.priority, 0), 9), w.deadline_s, w.state, CAST(w.result AS json),
             CASE WHEN w.result IS NOT NULL THEN false END,
             CASE WHEN w.result IS NOT NULL THEN clock_timestamp() END,
-            clock_timestamp() + make_interval(secs => COALESCE(w.approval_s, w.deadline_s))
+            clock_timestamp() + make_interval(secs => COALESCE(w.approval_s, w.deadline_s)),
+            w.answers, w.log_level, w.trace
         FROM wanted w
         JOIN runs r ON r.id = w.run_id AND r.state = 'open' AND r.expires_at > now()
         ON CONFLICT DO NOTHING
@@ -255,9 +284,10 @@ _CLAIM: Final = f"""
                 CAST(EXTRACT(EPOCH FROM started_at - queued_at) AS double precision))
         FROM claimed
     )
-    SELECT id, fence, run_id, tenant_id, actor, tool, server_name, server_version_id,
+    SELECT id, fence, run_id, tenant_id, actor, tool, method, server_name, server_version_id,
         tool_version_id, delivery, call_timeout_s, arguments, attempts, traceparent, priority,
         decided_by IS NOT NULL AS approved, worker_id AS worker,
+        COALESCE(answers, '{{}}') AS answers, log_level, trace,
         EXTRACT(EPOCH FROM deadline_at - clock_timestamp())::double precision AS remaining_s,
         EXTRACT(EPOCH FROM started_at - queued_at)::double precision AS queue_wait_s
     FROM claimed
@@ -271,7 +301,7 @@ _FINISH: Final = f"""
     ), ended AS (
         UPDATE calls c SET state = w.state, result = CAST(w.result AS json), is_error = w.is_error,
             error = w.error, timings = w.timings, result_shape = w.shape,
-            attempts = COALESCE(w.attempts, c.attempts),
+            attempts = COALESCE(w.attempts, c.attempts), open_questions = 0,
             worker_id = CASE WHEN w.state = 'queued' THEN NULL ELSE c.worker_id END,
             queued_at = CASE WHEN w.state = 'queued' THEN clock_timestamp() ELSE c.queued_at END,
             sent_at = CASE WHEN w.state = 'queued' THEN clock_timestamp() ELSE c.sent_at END,
@@ -288,7 +318,7 @@ _FINISH: Final = f"""
             jsonb_strip_nulls(jsonb_build_object({CALL_FACTS}, 'fence', fence, 'attempt', attempts,
                 'is_error', is_error, 'code', error ->> 'code', 'timings', timings))
         FROM ended
-    )
+    ), {forget("%(worker)s")}
     SELECT id FROM ended
     """  # noqa: S608 - a constant
 
@@ -297,7 +327,7 @@ _STOP = text(
     WITH asked AS (
         SELECT id, state FROM calls
         WHERE id = ANY(:ids) AND (CAST(:tenant AS text) IS NULL OR tenant_id = :tenant)
-        FOR UPDATE
+        ORDER BY id FOR UPDATE
     ), stopped AS (
         UPDATE calls c SET
             stop_requested_at = COALESCE(c.stop_requested_at, clock_timestamp()),
@@ -323,7 +353,7 @@ _COLUMNS: Final = """
     id, run_id, tenant_id, actor, tool, server_name, state, delivery, attempts, is_error, result,
     error, timings, idempotency_key, created_at, started_at, ended_at, deadline_at,
     stop_requested_at, stop_reason, server_version_id, tool_version_id, worker_id, decided_by,
-    decided_at
+    decided_at, method, answers, open_questions
 """
 _READ: Final = f"SELECT {_COLUMNS} FROM calls WHERE id = ANY(%(ids)s)"  # noqa: S608 - a constant
 
@@ -443,6 +473,7 @@ def _earlier_or_error(
             Code.IDEMPOTENCY_MISMATCH,
             f"there is another call with the id {call.id}",
             hint="send it with a new random id",
+            details={"call_id": call.id},
         )
     return run_not_open(call.run_id, run_states.get(call.run_id))
 
@@ -468,14 +499,20 @@ async def claim(
     With ``server`` only its own are: whoever reaches the broker can put any id into any queue.
     """
     rows = await database.statement(_CLAIM, worker=worker, ids=list(ids), server=server)
-    claims = {row["id"]: Claim(**{**row, "delivery": Delivery(row["delivery"])}) for row in rows}
+    claims = {row["id"]: _claim(row) for row in rows}
     return [claims.pop(id_, None) for id_ in ids]
+
+
+def _claim(row: Mapping[str, Any]) -> Claim:
+    exact = {"delivery": Delivery(row["delivery"]), "answers": tuple(row["answers"])}
+    return Claim(**{**row, **exact})
 
 
 async def finish(database: Database, worker: str, endings: Sequence[Ending]) -> list[bool]:
     """End attempts of ``worker``, fenced; False where the claim was no longer its own.
 
-    Each result, state and audit line are one transaction.
+    Each result, state and audit line are one transaction, and so is that what an ended call asked
+    is erased.
     """
     for ending in endings:
         if ending.state not in TRANSITIONS[CallState.RUNNING]:

@@ -40,7 +40,7 @@ async def unfinished(connection: AsyncConnection, tenant: str) -> Counter[str]:
     )
     result = await connection.execute(
         text(
-            "SELECT c.server_name || '/' || COALESCE(t.name, '') AS tool, count(*) AS calls"
+            "SELECT c.server_name || '/' || COALESCE(t.name, c.method) AS tool, count(*) AS calls"
             " FROM calls c LEFT JOIN tool_versions t ON t.id = c.tool_version_id"
             " WHERE c.tenant_id = :tenant AND c.state IN ('queued', 'running') GROUP BY 1"
         ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -22,7 +22,13 @@ from registry.definitions import ServerDefinition, digest
 from registry.errors import Code, FleetError
 from registry.holds import UNUSABLE, Hold, HoldState
 from registry.intake import Intake, Listed, Standing, take_in
-from registry.tools import ToolVersion, refuse_collisions, snapshot_tools, tool_version
+from registry.tools import (
+    ToolVersion,
+    mirrored_parameters,
+    refuse_collisions,
+    snapshot_tools,
+    tool_version,
+)
 
 _ACTOR = "steward"
 
@@ -392,11 +398,13 @@ def _rows(server: str, tools: Sequence[ToolVersion]) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class ToolRow:
-    """What a worker needs of a tool version: its upstream name, result schema and annotations."""
+    """What a worker needs of a tool version: how to call it, and how to take what it answers."""
 
     name: str
     output_schema: dict[str, Any] | None
     annotations: dict[str, Any] | None
+    mirrored: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Which arguments travel as headers too (`registry.tools.mirrored_parameters`)."""
 
 
 async def get_tool(database: Database, tool_version_id: int) -> ToolRow:
@@ -410,4 +418,9 @@ async def get_tool(database: Database, tool_version_id: int) -> ToolRow:
     if row is None:
         raise FleetError(Code.UNKNOWN_TOOL, f"there is no tool version {tool_version_id}")
     listed = row.definition
-    return ToolRow(row.name, listed.get("outputSchema"), listed.get("annotations"))
+    return ToolRow(
+        row.name,
+        listed.get("outputSchema"),
+        listed.get("annotations"),
+        mirrored_parameters(listed.get("inputSchema")),
+    )

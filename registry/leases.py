@@ -126,7 +126,7 @@ _CLOSE_DEAD = text(
         LIMIT 500 FOR UPDATE OF c SKIP LOCKED
     ), closed AS (
         UPDATE calls c SET
-            fence = c.fence + 1,
+            fence = c.fence + 1, open_questions = 0,
             state = CASE WHEN NOT l.again THEN 'outcome_unknown' WHEN l.stopped THEN 'stopped'
                 WHEN l.late THEN 'expired' WHEN l.attempts_left THEN 'queued' ELSE 'failed' END,
             error = CASE WHEN NOT l.again THEN CAST(:unknown AS jsonb)

@@ -136,9 +136,14 @@ class Offers:
         assert self._offer is not None
         return self._offer
 
-    async def snapshot(self, policy: TenantPolicy, wanted: Sequence[str] | None) -> Snapshot:
-        """Return what a tenant's run sees that starts now; raises as `Offer.versions_for`."""
-        offer = await self.current()
+    async def snapshot(
+        self, policy: TenantPolicy, wanted: Sequence[str] | None, *, of: Offer | None = None
+    ) -> Snapshot:
+        """Return what a tenant's run sees that starts now; raises as `Offer.versions_for`.
+
+        Or of an offer that is the latest one.
+        """
+        offer = of or await self.current()
         versions = offer.versions_for(policy, wanted)
         # Everything that `snapshot_for` looks at; the generation stands for the definitions.
         view = (

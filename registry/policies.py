@@ -180,7 +180,8 @@ class Policies:
 
         While Postgres is away nobody can change a policy, so the one that is known holds.
         """
-        await self._catch_up()
+        if self._clock() - self._asked_at >= KNOWN_FOR_S:
+            await self.catch_up()
         policy = self._known.get(tenant)
         if policy is None:
             policy = await get_tenant(self._database, tenant)
@@ -189,11 +190,9 @@ class Policies:
             self._known[tenant] = policy
         return policy
 
-    async def _catch_up(self) -> None:
-        now = self._clock()
-        if now - self._asked_at < KNOWN_FOR_S:
-            return
-        self._asked_at = now
+    async def catch_up(self) -> None:
+        """Make sure that no policy is known that was changed before now."""
+        self._asked_at = self._clock()
         try:
             rows = await self._database.statement("SELECT generation FROM registry_state")
         except FleetError:

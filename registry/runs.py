@@ -53,6 +53,8 @@ class Run:
     expires_at: datetime
     ended_at: datetime | None
     expired: bool
+    servers: frozenset[str] | None = None
+    """The servers that it was started for; None: for all that its tenant may use."""
 
     @property
     def snapshot(self) -> str:
@@ -107,8 +109,8 @@ async def start_run(
         await shelf.put(connection, manifest)
         result = await connection.execute(
             text(
-                "INSERT INTO runs (id, tenant_id, snapshot_digest, actor, exposure, expires_at)"
-                " VALUES (:id, :tenant, :snapshot, :actor, :exposure,"
+                "INSERT INTO runs (id, tenant_id, snapshot_digest, actor, exposure, servers,"
+                " expires_at) VALUES (:id, :tenant, :snapshot, :actor, :exposure, :servers,"
                 " clock_timestamp() + CAST(:lifetime AS interval))"
                 " RETURNING created_at, expires_at"
             ),
@@ -118,6 +120,7 @@ async def start_run(
                 "snapshot": manifest.digest,
                 "actor": actor,
                 "exposure": exposure.value,
+                "servers": None if servers is None else sorted(set(servers)),
                 "lifetime": lifetime,
             },
         )
@@ -136,6 +139,7 @@ async def start_run(
         row.expires_at,
         None,
         False,
+        None if servers is None else frozenset(servers),
     )
 
 
@@ -163,6 +167,7 @@ async def get_run(
         row["expires_at"],
         row["ended_at"],
         row["expired"],
+        None if row["servers"] is None else frozenset(row["servers"]),
     )
 
 

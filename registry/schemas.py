@@ -26,7 +26,7 @@ MAX_BACKTRACKS = 100_000  # steps of one look-around pattern; about 1 ms
 
 def check_arguments(tool: str, schema: dict[str, Any], arguments: dict[str, Any]) -> None:
     """Raise `invalid_arguments`, with the JSON path of each problem, unless they fit the schema."""
-    problems = _problems(schema, arguments)
+    problems = problems_of(schema, arguments)
     if problems:
         first = problems[0]
         raise FleetError(
@@ -51,7 +51,7 @@ def check_result(tool: str, schema: dict[str, Any] | None, body: dict[str, Any])
             f"tool {tool} declares an output schema but returned no structured content",
             hint="the server has to be mended; the call itself did run",
         )
-    problems = _problems(schema, body["structuredContent"])
+    problems = problems_of(schema, body["structuredContent"])
     if problems:
         first = problems[0]
         raise FleetError(
@@ -73,7 +73,8 @@ def problem_paths(schema: dict[str, Any], value: Any) -> list[tuple[str | int, .
     return [tuple(error.instance_path) for error in islice(errors, MOST_PATHS)]
 
 
-def _problems(schema: dict[str, Any], value: Any) -> list[dict[str, str]]:
+def problems_of(schema: dict[str, Any], value: Any) -> list[dict[str, str]]:
+    """Return the path and the problem of the first `MAX_PROBLEMS` parts that do not fit."""
     try:
         validator = _validator(to_json(schema))
     except ValueError as unusable:

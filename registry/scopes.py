@@ -69,14 +69,18 @@ class Scopes(BaseModel):
 
     def refuse_tool(self, server: str, tool: str) -> None:
         """Raise `out_of_scope` unless it may call a server's tool, named as the server does."""
-        named = self.servers is None or server in self.servers
-        if not (named and self.tools.admit(server, tool)):
+        if not self.admit(server, tool):
             raise FleetError(
                 Code.OUT_OF_SCOPE,
                 f"the key is narrowed, and may not call tool {tool!r} of server {server!r}",
                 hint="use a key whose servers and tools name it; an operator makes one",
                 details={"server": server, "tool": tool},
             )
+
+    def admit(self, server: str, tool: str) -> bool:
+        """Say whether it may call a server's tool, named as the server does."""
+        named = self.servers is None or server in self.servers
+        return named and self.tools.admit(server, tool)
 
     def narrow(self, servers: Sequence[str] | None) -> Sequence[str] | None:
         """Return the servers that a run may have; raise `out_of_scope` for one it may not."""

@@ -127,7 +127,7 @@ def differences(before: Snapshot, after: Snapshot) -> list[dict[str, Any]]:
             found.append({"tool": name, "change": "removed" if new is None else "added"})
             continue
         was, now = old.as_dict(), new.as_dict()
-        fields = sorted(field for field in now if was.get(field) != now[field])
+        fields = sorted(field for field in was | now if was.get(field) != now.get(field))
         found.append({"tool": name, "change": "changed", "fields": fields})
     return found
 

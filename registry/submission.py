@@ -14,13 +14,15 @@ from typing import Any, Final, Protocol
 from sqlalchemy import text
 
 from registry import calls
-from registry.calls import CallState, NewCall, Submitted
+from registry.calls import TOOLS_CALL, CallState, NewCall, Submitted
 from registry.database import Database, to_json
 from registry.definitions import Delivery, digest
 from registry.discovery import CALL_TOOL, FIND_TOOLS, find
 from registry.errors import Code, FleetError
+from registry.offer import OfferedVersion
 from registry.policies import Policies
 from registry.policy import TenantPolicy
+from registry.requests import CLASS, may_ask
 from registry.runs import Exposure, Run, get_run, run_is_open
 from registry.schemas import check_arguments
 from registry.scopes import Scopes
@@ -42,11 +44,21 @@ class Wish:
     idempotency_key: str | None = None
     timeout_s: float | None = None
     traceparent: str | None = None
+    trace: dict[str, str] | None = None
+    """What goes along with it (`registry.trace.trace_of`)."""
     reply_to: str | None = None
     call_id: str | None = None
     """The id the call is to have; a random one by default."""
+    method: str = TOOLS_CALL
+    """What is asked; if it is no tool, ``tool`` is only how the record names it."""
+    version: OfferedVersion | None = None
+    """Whom it is asked, if it is no tool."""
     scopes: Scopes | None = None
     """What the caller's key is narrowed to."""
+    answers: frozenset[str] = frozenset()
+    """What the tool's server may ask the caller while the call runs (`registry.questions`)."""
+    log_level: str | None = None
+    """From which level on the caller wants the server's log messages; None: it wants none."""
 
 
 async def make_call(
@@ -59,8 +71,11 @@ async def make_call(
 ) -> NewCall:
     """Return the call a wish becomes; raise what is wrong with it (see `prepare`).
 
-    A run that shows its model `find_tools` has that answered here: the call ends as it begins.
+    What is asked of a server beside its tools goes by `prepare_request`. Of a run that shows its
+    model `find_tools` that is answered here: the call ends as it begins.
     """
+    if wish.method != TOOLS_CALL:
+        return prepare_request(run, wish, settings, policy)
     if run.exposure is not Exposure.SEARCH or wish.tool != FIND_TOOLS["name"]:
         return prepare(run, wish, settings, policy, blocked)
     run_is_open(run)
@@ -116,14 +131,7 @@ def prepare(
     if (tool.server_version_id, tool.upstream_name) in blocked:
         raise tool_held(tool.server, tool.upstream_name)
     arguments_digest = _digest(tool.name, wish.arguments)  # refuses what is no JSON
-    size = len(to_json(wish.arguments))
-    if size > settings.max_arguments_bytes:
-        raise FleetError(
-            Code.REQUEST_TOO_LARGE,
-            f"the arguments of {tool.name} are {size} bytes; the limit is "
-            f"{settings.max_arguments_bytes}",
-            hint="pass large data by reference",
-        )
+    _refuse_large(tool.name, wish.arguments, settings)
     check_arguments(tool.name, tool.input_schema, wish.arguments)
     awaits = tool.approval or access is Access.APPROVE
     return NewCall(
@@ -149,7 +157,70 @@ def prepare(
         buckets=policy.buckets(tool.server, tool.upstream_name),
         caps=policy.caps(tool.server, tool.upstream_name),
         priority=policy.tier.priority,
+        answers=tuple(sorted(wish.answers)),
+        log_level=wish.log_level,
+        trace=wish.trace if wish.traceparent else None,
     )
+
+
+def prepare_request(run: Run, wish: Wish, settings: Settings, policy: TenantPolicy) -> NewCall:
+    """Return the call of a request that is of no tool (`registry.requests`).
+
+    Raises `run_closed`, `run_cancelled`, `run_expired`, `out_of_scope`, `policy_denied`,
+    `invalid_request`, `request_too_large`, `invalid_arguments`.
+    """
+    run_is_open(run)
+    assert wish.version is not None
+    definition = wish.version.definition
+    policy.refuse_server(definition)
+    if run.servers is not None and definition.name not in run.servers:
+        raise FleetError(
+            Code.OUT_OF_SCOPE,
+            f"run {run.id} was not started for server {definition.name!r}",
+            hint="start a run with this server",
+        )
+    if wish.scopes is not None:
+        wish.scopes.refuse_tool(definition.name, wish.method)
+    if not may_ask(policy, definition, wish.method):
+        raise policy.denied(definition.name, wish.method, CLASS)
+    arguments_digest = _digest(wish.tool, wish.arguments)
+    _refuse_large(wish.tool, wish.arguments, settings)
+    return NewCall(
+        id=wish.call_id or str(uuid.uuid4()),
+        run_id=run.id,
+        tenant_id=run.tenant,
+        actor=wish.actor,
+        tool=wish.tool,
+        method=wish.method,
+        server_name=definition.name,
+        server_version_id=wish.version.id,
+        tool_version_id=0,
+        delivery=CLASS,
+        call_timeout_s=definition.timeouts.call_s,
+        arguments=wish.arguments,
+        arguments_digest=arguments_digest,
+        deadline_s=_deadline_s(wish, settings),
+        idempotency_key=_key(wish),
+        traceparent=wish.traceparent,
+        upstream_name=wish.method,
+        buckets=policy.buckets(definition.name, wish.method),
+        caps=policy.caps(definition.name, wish.method),
+        priority=policy.tier.priority,
+        answers=tuple(sorted(wish.answers)),
+        log_level=wish.log_level,
+        trace=wish.trace if wish.traceparent else None,
+    )
+
+
+def _refuse_large(what: str, arguments: dict[str, Any], settings: Settings) -> None:
+    size = len(to_json(arguments))
+    if size > settings.max_arguments_bytes:
+        raise FleetError(
+            Code.REQUEST_TOO_LARGE,
+            f"the arguments of {what} are {size} bytes; the limit is "
+            f"{settings.max_arguments_bytes}",
+            hint="pass large data by reference",
+        )
 
 
 def tool_held(server: str, tool: str) -> FleetError:

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from registry.definitions import Delivery, ServerDefinition, ToolRule, digest
+from registry.definitions import Delivery, ServerDefinition, TaskUse, ToolRule, digest
 from registry.errors import Code, FleetError
 
 _MAX_EXACT: Final = 2**53 - 1
 MAX_NAME: Final = 64  # the longest tool name that every model API accepts
+MIRRORED_AS: Final = "x-mcp-header"
 _FOREIGN: Final = re.compile(r"[^A-Za-z0-9_-]")
 _KEPT: Final = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
 
@@ -46,15 +47,20 @@ class SnapshotTool:
     input_schema: dict[str, Any]
     output_schema: dict[str, Any] | None
     annotations: dict[str, Any] | None
+    task: TaskUse = TaskUse.WHEN_SLOW
 
     def as_dict(self) -> dict[str, Any]:
         """Return the entry as stored in a snapshot (JSON-ready)."""
-        return {**vars(self), "delivery": self.delivery.value}
+        body = {**vars(self), "delivery": self.delivery.value, "task": self.task.value}
+        if self.task is TaskUse.WHEN_SLOW:
+            del body["task"]  # so that snapshots from before there was this field stay the same
+        return body
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> SnapshotTool:
         """Rebuild an entry from `as_dict`."""
-        return cls(**{**body, "delivery": Delivery(body["delivery"])})
+        task = TaskUse(body.get("task", TaskUse.WHEN_SLOW))
+        return cls(**{**body, "delivery": Delivery(body["delivery"]), "task": task})
 
 
 def tool_version(listed: Mapping[str, Any]) -> ToolVersion:
@@ -134,6 +140,7 @@ def snapshot_tools(
                 input_schema=tool.definition.get("inputSchema") or {"type": "object"},
                 output_schema=tool.definition.get("outputSchema"),
                 annotations=tool.definition.get("annotations"),
+                task=rule.task,
             )
         )
     return sorted(entries, key=lambda entry: entry.name)
@@ -152,6 +159,24 @@ def refuse_collisions(entries: Iterable[SnapshotTool]) -> None:
                 hint="give one of the servers another tool_prefix",
                 details={"name": entry.name, "servers": sorted({other.server, entry.server})},
             )
+
+
+def mirrored_parameters(schema: Mapping[str, Any] | None) -> dict[tuple[str, ...], str]:
+    """Return which arguments travel as HTTP headers too: what ``Mcp-Param-`` goes before, by path.
+
+    An annotation counts where ``properties`` alone lead to it (MCP 2026-07-28, x-mcp-header).
+    """
+    found: dict[tuple[str, ...], str] = {}
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), schema)]
+    while waiting:
+        path, at = waiting.pop()
+        properties = at.get("properties") if isinstance(at, Mapping) else None
+        for name, under in properties.items() if isinstance(properties, Mapping) else ():
+            here = (*path, name)
+            if isinstance(under, Mapping) and isinstance(under.get(MIRRORED_AS), str):
+                found[here] = under[MIRRORED_AS]
+            waiting.append((here, under))
+    return found
 
 
 def snapshot_digest(entries: Iterable[SnapshotTool]) -> str:

@@ -30,6 +30,7 @@ from workers.limits_redis import LOCAL_SHARE, Limiter, RedisLimits
 from workers.signals import (
     ENDED_CHANNEL,
     PROGRESS_CHANNEL,
+    RESOURCES_CHANNEL,
     STEWARD,
     Signals,
     all_figures,
@@ -40,7 +41,14 @@ from workers.signals import (
 )
 from workers.transport import Composer
 
-__all__ = ["ENDED_CHANNEL", "PROGRESS_CHANNEL", "FleetClient", "Message", "Standing"]
+__all__ = [
+    "ENDED_CHANNEL",
+    "PROGRESS_CHANNEL",
+    "RESOURCES_CHANNEL",
+    "FleetClient",
+    "Message",
+    "Standing",
+]
 
 logger = logging.getLogger("toolfleet.client")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -21,13 +21,14 @@ from mcp.client.session import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_types import UNSUPPORTED_PROTOCOL_VERSION, Implementation
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from registry.definitions import ServerDefinition
 from registry.discretion import declared_secrets
+from workers.back_channel import Addressee, BackChannel, Declaring
 from workers.exchange import Exchange, Sieve, Stamped, exchange
-from workers.judge import Facts, not_open, why_not_open
+from workers.judge import WANT_A_TOKEN, Facts, not_open, why_not_open
 from workers.large import LargeMessages, LargeReader
 from workers.launch import plan_launch
 from workers.openapi_wire import Brief
@@ -67,8 +68,9 @@ class Limits:
 class Connection:
     """A connection with one server: `open` it, speak through ``client``, end it with `close`.
 
-    ``on_listing_changed`` is told each time that the server says so; ``on_stream`` when a stream
-    that the server may say it on, outside of any request of ours, begins or ends (HTTP).
+    ``heard`` has who is told of notifications, by their methods; ``on_stream`` is told when a
+    stream that they may come on, outside of any request of ours, begins or ends (HTTP);
+    ``addressee`` says whose call it is that a message of the server's own accord belongs to.
     """
 
     def __init__(
@@ -78,8 +80,9 @@ class Connection:
         limits: Limits,
         large: LargeReader | None,
         *,
-        on_listing_changed: Callable[[], None],
+        heard: Mapping[str, Callable[[dict[str, Any]], None]],
         on_stream: Callable[[bool], None],
+        addressee: Addressee,
     ) -> None:
         query = dict(definition.url.query_params()) if definition.url else {}
         own = declared_secrets(definition.env, definition.headers, query)
@@ -90,7 +93,10 @@ class Connection:
         self.protocol_version = ""
         self.era: Literal["legacy", "modern"] = "legacy"
         self.introduction = ""
-        self.announces = False
+        self.announces: frozenset[str] = frozenset()
+        self.about: dict[str, Any] = {}
+        self.logs = False
+        """Whether the server said that it logs to its clients."""
         self.opened_at = 0.0
         self.over_http = definition.transport == "http"
         self.limits = limits
@@ -99,13 +105,15 @@ class Connection:
         self.cause: BaseException | None = None
         self._definition = definition
         self._credential = credential
-        self._on_listing_changed = on_listing_changed
+        self._heard = heard
         self._on_stream = on_stream
+        self._addressee = addressee
         self._stdio: StdioTransport | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._leave = asyncio.Event()
         self._report: StopReport | None = None
         self._keeper: asyncio.Task[None]
+        self._back: BackChannel
         self._handshake = Exchange()
 
     # -- opening
@@ -149,8 +157,14 @@ class Connection:
         read, write = await (self._over_http(stack) if self.over_http else self._over_stdio(stack))
         if self._credential is not None and (meta := self._credential.into("meta")):
             write = Stamped(write, meta)
+        self._back = BackChannel(
+            Sieve(read, self._heard),
+            Declaring(write, self._definition),
+            addressee=self._addressee,
+            scrubber=self.scrubber,
+        )
         return await stack.enter_async_context(
-            ClientSession(Sieve(read, self._on_listing_changed), write, client_info=_CLIENT_INFO)
+            ClientSession(dispatcher=self._back, client_info=_CLIENT_INFO)
         )
 
     async def _over_stdio(self, stack: AsyncExitStack) -> tuple[Any, Any]:
@@ -208,13 +222,17 @@ class Connection:
         with suppress(MCPError, RuntimeError, ValidationError):
             await client.discover()
             return
-        if self._handshake.failure is not None:
-            raise self._handshake.failure
+        seen = self._handshake
+        if seen.failure is not None:
+            raise seen.failure
+        refusal = seen.status, seen.challenge
         try:
             await client.initialize()
         except MCPError as error:
             # A slow starter that understood the question after all says so in this way.
             if error.code != UNSUPPORTED_PROTOCOL_VERSION:
+                if refusal[0] in WANT_A_TOKEN:  # it knows no `initialize`, whoever comes
+                    seen.status, seen.challenge = refusal
                 raise
             await client.discover()
 
@@ -223,8 +241,10 @@ class Connection:
         self.protocol_version = client.protocol_version or ""
         self.era = "modern" if client.discover_result is not None else "legacy"
         self.introduction = _introduction(client)
-        able = client.server_capabilities
-        self.announces = bool(able and able.tools and able.tools.list_changed)
+        self.about = _about(client)
+        self.announces = _announced(self.about["capabilities"])
+        self.logs = "logging" in self.about["capabilities"]
+        self._back.has_questions = self.era == "legacy"
         self._handshake.endless = True  # from here on it is the stream of notifications
         self.opened_at = time.monotonic()
         if self._stdio is not None:
@@ -323,6 +343,27 @@ def _introduction(client: ClientSession) -> str:
         client.instructions,
     )
     return hashlib.sha256(to_json(said)).hexdigest()
+
+
+def _about(client: ClientSession) -> dict[str, Any]:
+    """Return what a server said of itself in the handshake (JSON-ready)."""
+    able, info = client.server_capabilities, client.server_info
+    about: dict[str, Any] = {"capabilities": _written(able) if able else {}}
+    if info:
+        about["serverInfo"] = _written(info)
+    if client.instructions:
+        about["instructions"] = client.instructions
+    return about
+
+
+def _written(model: BaseModel) -> dict[str, Any]:
+    return model.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _announced(capabilities: Mapping[str, Any]) -> frozenset[str]:
+    """Return of which lists a server says that it tells when they change."""
+    lists = ("tools", "prompts", "resources")
+    return frozenset(it for it in lists if (capabilities.get(it) or {}).get("listChanged"))
 
 
 def _leaf(error: BaseException) -> BaseException:

@@ -1,7 +1,7 @@
 """What is known of one request while it travels, and what keeps any stream from taking over.
 
 Some of what a server says never reaches the SDK: more questions than `_QUESTIONS_PER_S`, and that
-its tools changed, which it may say as often as it likes.
+something changed, which it may say as often as it likes.
 
 The SDK hands each message to its transport in the context of whoever sent it, the reconnections of
 an HTTP request included. So a context variable tells the transports whose request they carry,
@@ -14,19 +14,26 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import anyio
 from mcp.shared.message import SessionMessage
 from mcp_types import JSONRPCNotification, JSONRPCRequest
 
+from workers.caller import Talk
+
 STREAMS_PER_EXCHANGE: Final = 5
 _BREATH_S: Final = 0.002
 _QUESTIONS_PER_S: Final = 20
 _TRICKLE_BYTES_PER_S: Final = 256 * 1024
 _TRICKLE_PIECES_PER_S: Final = 2_000
-_LISTING_CHANGED: Final = "notifications/tools/list_changed"
+LISTING_CHANGED: Final = "notifications/tools/list_changed"
+OFFERINGS_CHANGED: Final = (
+    "notifications/prompts/list_changed",
+    "notifications/resources/list_changed",
+)
+RESOURCE_UPDATED: Final = "notifications/resources/updated"
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +43,8 @@ class Exchange:
     stderr_from: int | None = 0
     """How much a stdio server had said on stderr before; None when some of it may be of others."""
 
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """What it says in headers too, over HTTP."""
     sent: bool = False
     """A byte of it may have reached the server."""
     over: bool = False
@@ -44,6 +53,8 @@ class Exchange:
     retry_after_s: float | None = None
     said: str = ""
     """The beginning of a refusal's body."""
+    challenge: str = ""
+    """What a refusal says is to be shown instead: its WWW-Authenticate, as it came."""
     in_session: bool = False
     """It named an HTTP session, which the server may have forgotten."""
     problem: str = ""
@@ -55,6 +66,8 @@ class Exchange:
     """How many event streams may still be opened to look for its answer."""
     endless: bool = False
     """It is answered by notifications for as long as it lasts; they are read as a trickle."""
+    talk: Talk | None = None
+    """What its server may say to its caller meanwhile; None for what no caller is behind."""
     on_stream: Callable[[bool], None] | None = None
     """Is told when an event stream that was opened for it begins, and when it ends."""
 
@@ -63,16 +76,16 @@ class Exchange:
         self.sent = True
         self.in_session = in_session
         self.status = self.retry_after_s = self.failure = None
-        self.said = self.problem = ""
+        self.said = self.problem = self.challenge = ""
 
 
 _current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 
 
 @contextmanager
-def exchange(*, endless: bool = False) -> Iterator[Exchange]:
+def exchange(*, endless: bool = False, talk: Talk | None = None) -> Iterator[Exchange]:
     """Make what is sent in this block one exchange; it is over when the block ends."""
-    mine = Exchange(endless=endless)
+    mine = Exchange(endless=endless, talk=talk)
     token = _current.set(mine)
     try:
         yield mine
@@ -126,7 +139,7 @@ class Trickle:
             await asyncio.sleep(self._since + 1.0 - now)
 
 
-class _Around:
+class Around:
     """A stream of the SDK with something of ours around it; what is not ours is the stream's."""
 
     def __init__(self, inner: Any) -> None:
@@ -148,17 +161,17 @@ class _Around:
         return left
 
 
-class Sieve(_Around):
+class Sieve(Around):
     """A read stream without what the server says of its own accord, as far as it is no use here.
 
-    Its questions, beyond `_QUESTIONS_PER_S`: each is answered ("ping") or refused (all others: we
-    offer nothing to ask for), and an answer takes its turn among our requests. That its tools
-    changed: ``on_listing_changed`` is told.
+    Its questions, beyond `_QUESTIONS_PER_S`: each is answered, put to a caller or refused, and an
+    answer takes its turn among our requests. What ``heard`` has a listener for, by its method: that
+    is told the notification's parameters.
     """
 
-    def __init__(self, inner: Any, on_listing_changed: Callable[[], None]) -> None:
+    def __init__(self, inner: Any, heard: Mapping[str, Callable[[dict[str, Any]], None]]) -> None:
         super().__init__(inner)
-        self._on_listing_changed = on_listing_changed
+        self._heard = heard
         self._since = 0.0
         self._passed = 0
 
@@ -171,8 +184,8 @@ class Sieve(_Around):
             if isinstance(item, Exception):
                 return item
             message = item.message
-            if isinstance(message, JSONRPCNotification) and message.method == _LISTING_CHANGED:
-                self._on_listing_changed()
+            if isinstance(message, JSONRPCNotification) and message.method in self._heard:
+                self._heard[message.method](message.params or {})
             elif not isinstance(message, JSONRPCRequest) or self._may_ask():
                 return item
 
@@ -191,7 +204,7 @@ class Sieve(_Around):
             raise anyio.EndOfStream from None
 
 
-class Stamped(_Around):
+class Stamped(Around):
     """A write stream that adds members to the ``_meta`` of every request, whoever makes it."""
 
     def __init__(self, inner: Any, meta: Mapping[str, str]) -> None:

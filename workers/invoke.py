@@ -3,6 +3,8 @@
     claim -> policy -> breaker -> quota -> session -> approval, where there is one -> tools/call
         -> judge -> output gate -> record
 
+What is asked of a server beside its tools (`registry.requests`) goes the same way.
+
 Whatever happens on the way, a claimed call ends here in exactly one state: answered, failed,
 given back to the queue, or stopped. A cancellation (revoke, drain) ends the waiting, never the
 bookkeeping: what has to be written is written.
@@ -12,26 +14,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
+from registry.answers import Answer as Given
+from registry.answers import NewQuestion
 from registry.artifacts import NewArtifact, link
-from registry.calls import CallState, Claim, Ending
+from registry.calls import TOOLS_CALL, CallState, Claim, Ending, is_id
+from registry.definitions import Delivery
 from registry.errors import Code, FleetError
 from registry.output_rules import DEFAULT_RULES, OutputRules
+from registry.requests import CLASS
 from registry.results import FINDINGS
 from registry.shapes import shape_of
 from registry.tools import delivery_class
 from workers.aio_pool import DRAIN, TIME_LIMIT, USER, Job
+from workers.asking import LAST_WORD_S, Interview
+from workers.caller import NOBODY, Caller
 from workers.large import LargeResult
-from workers.limits_redis import Lease
+from workers.limits_redis import Lease as QuotaLease
 from workers.outcome import ANSWERED, STOPPED, Rerun, consequence, next_state
 from workers.output_gate import Gate, error_out
-from workers.pool import SessionKey
+from workers.pool import Lease, SessionKey
 from workers.quota import MustWait, asks_for_a_pause
 from workers.runtime import LEASE_LOST, ServedVersion, WorkerRuntime
 from workers.session import Session, ToolResult
@@ -40,7 +47,6 @@ logger = logging.getLogger("toolfleet.invoke")
 
 T = TypeVar("T")
 
-_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 RERUN_PAUSE_S: Final = 0.1
 HERE: Final = frozenset({Rerun.IF_DELIVERY_ALLOWS, Rerun.AFTER_A_PAUSE})
 HOLD_SLACK_S: Final = 5.0  # on top of a call's own limit, before its session is taken away
@@ -83,22 +89,38 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a call asks of its server."""
+
+    name: str
+    """A tool as its server calls it, else the method: what policies, checks and holds know."""
+    delivery: Delivery
+    """As the definition has it: what the row says of its class decides about reruns alone, so
+    that a forged one opens no gate."""
+    params: dict[str, Any]
+    schema: dict[str, Any] | None = None
+    """What its result has to fit."""
+    mirrored: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    """Which arguments travel as headers too."""
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a call got: its checked and redacted result, as it is to be recorded."""
 
     result: dict[str, Any] | str
     is_error: bool
     artifact: NewArtifact | None = None
-    shape: str = "large"
+    shape: str | None = "large"
 
 
-async def invoke(worker: WorkerRuntime, call_id: str, job: Job) -> CallState | None:
-    """Run a call to its end; return its state, or None when it is somebody else's.
+async def invoke(worker: WorkerRuntime, call_id: object, job: Job) -> CallState | None:
+    """Run a call to its end; return its state, or None when it is somebody else's, or no call's.
 
     ``job`` says why this coroutine is being cancelled, once it is; then `asyncio.CancelledError`
     is raised after the record is written.
     """
-    if not _ID.fullmatch(call_id):
+    if not is_id(call_id):  # anybody who reaches Redis can write a message
         logger.warning("a message that names no call was dropped")
         return None
     early = worker.quotas.shut and await _turned_away(worker.quotas.opened())
@@ -162,36 +184,37 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
     claim = attempt.claim
     attempt.dispatched = False
     served = await worker.served(claim.server_version_id)
-    tool = await worker.tool(claim.tool_version_id)
+    wanted = await _wanted(worker, served, claim)
     policy = await worker.policies.of(claim.tenant_id)
     attempt.rules = policy.output
-    # What the row says of its class decides about reruns alone: a forged one opens no gate.
-    delivery = delivery_class(served.definition, tool.name, tool.annotations)
-    policy.refuse_call(served.definition, tool.name, delivery, approved=claim.approved)
-    gate = Gate(claim.tenant_id, worker.server, tool.name, policy.output, worker.guardrails)
+    policy.refuse_call(served.definition, wanted.name, wanted.delivery, approved=claim.approved)
+    gate = Gate(claim.tenant_id, worker.server, wanted.name, policy.output, worker.guardrails)
     await gate.arguments(claim.arguments)
-    await worker.settled(served, attempt.remaining_s)
-    worker.refuse_held(served, tool.name)
+    if claim.method == TOOLS_CALL:
+        await worker.settled(served, attempt.remaining_s)
+        worker.refuse_held(served, wanted.name)
     permit = await served.breaker.allow()
     verdict = STOPPED.verdict
     lease = None
     try:
         lease = await _within_quota(worker, served, attempt)
         try:
-            result = await _call(worker, served, attempt, tool.name)
+            result = await _call(worker, served, attempt, wanted, gate)
         except FleetError as error:
             if not await _credential_is_newer(served, attempt, error):
                 raise
-            result = await _call(worker, served, attempt, tool.name)  # nothing has run yet
+            # Nothing has run yet.
+            result = await _call(worker, served, attempt, wanted, gate)
         verdict = ANSWERED.verdict
         worker.figures.result_bytes.observe(result.size_bytes)
         _refuse_too_large(claim, result, policy.limits.result_bytes)
         if result.large is not None:
-            return await _read_large(worker, attempt, gate, result.large, tool.output_schema)
-        clean = await gate.result(claim.tool, tool.output_schema, result.body, result.size_bytes)
+            return await _read_large(worker, attempt, gate, result.large, wanted.schema)
+        clean = await gate.result(claim.tool, wanted.schema, result.body, result.size_bytes)
         _note(worker, attempt, clean.findings)
         is_error = bool(clean.body.get("isError"))
-        return Answer(clean.body, is_error, shape=shape_of(result.body))
+        shape = shape_of(result.body) if claim.method == TOOLS_CALL else None
+        return Answer(clean.body, is_error, shape=shape)
     except FleetError as error:
         verdict = consequence(error).verdict
         if attempt.key is not None and asks_for_a_pause(error):
@@ -203,9 +226,22 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
         await permit.report(verdict)
 
 
+async def _wanted(worker: WorkerRuntime, served: ServedVersion, claim: Claim) -> Wanted:
+    if claim.method != TOOLS_CALL:
+        return Wanted(claim.method, CLASS, claim.arguments)
+    tool = await worker.tool(claim.tool_version_id)
+    return Wanted(
+        tool.name,
+        delivery_class(served.definition, tool.name, tool.annotations),
+        {"name": tool.name, "arguments": served.arguments(claim, tool.name)},
+        tool.output_schema,
+        tool.mirrored,
+    )
+
+
 async def _within_quota(
     worker: WorkerRuntime, served: ServedVersion, attempt: Attempt
-) -> Lease | None:
+) -> QuotaLease | None:
     """Take the call from what its server allows; raise `MustWait` while it allows nothing."""
     if not worker.quotas.concerns(served.definition):
         return None
@@ -305,7 +341,7 @@ def _refuse_too_large(claim: Claim, result: ToolResult, limit: int | None) -> No
 
 
 async def _call(
-    worker: WorkerRuntime, served: ServedVersion, attempt: Attempt, name: str
+    worker: WorkerRuntime, served: ServedVersion, attempt: Attempt, wanted: Wanted, gate: Gate
 ) -> ToolResult:
     """Borrow a session and make the call through it; discard the session if it may be spoiled."""
     claim = attempt.claim
@@ -327,23 +363,27 @@ async def _call(
         if timeout_s <= 0:
             raise _late(claim)
         if claim.approved:
-            await worker.use_approval(claim, served, name)
+            await worker.use_approval(claim, served, wanted.name)
         worker.refuse_without_lease(claim)
         worker.quotas.refuse_paused(served.definition, key.identity)
         attempt.session = lease.session
         attempt.dispatched = True
         attempt.dispatches += 1
+        until = attempt.deadline - min(LAST_WORD_S, attempt.remaining_s / 10)
+        interview = Interview(worker.desk, claim, gate, until, dispatch=attempt.dispatches)
         started = time.monotonic()
         try:
-            result = await lease.session.call_tool(
-                name,
-                served.arguments(claim, name),
+            result = await lease.session.ask(
+                claim.method,
+                wanted.params,
                 timeout_s=timeout_s,
                 meta=_meta(claim),
                 on_progress=worker.progress_of(claim.id, attempt.rules),
+                mirrored=wanted.mirrored,
+                caller=_caller(worker, served, attempt, lease, interview),
             )
         except FleetError as error:
-            attempt.dispatched = getattr(error, "dispatched", True)
+            attempt.dispatched = getattr(error, "dispatched", attempt.dispatched)
             if error.code is Code.RATE_LIMITED:
                 attempt.dispatches -= 1  # turned away unseen: that was no attempt
             if not consequence(error).keep_session:
@@ -352,14 +392,53 @@ async def _call(
             raise
         except asyncio.CancelledError:
             attempt.shared = lease.shared
+            interview.leave_open()  # the call may run again
             lease.discard("stopped")
             raise
         finally:
+            await interview.close()
             attempt.timings["call_s"] = round(time.monotonic() - started, 6)
             worker.figures.call.observe(time.monotonic() - started)
         # Given back, it may be another call's in the next instant: a stop must not close it.
         attempt.session = None
         return result
+
+
+def _caller(
+    worker: WorkerRuntime,
+    served: ServedVersion,
+    attempt: Attempt,
+    lease: Lease[Session],
+    interview: Interview,
+) -> Caller:
+    """Return whoever made a call, as its server reaches them during this attempt.
+
+    While an answer is awaited, its session is held; between two requests of the call nothing of it
+    runs, and the second is made only if the first could be.
+    """
+    claim = attempt.claim
+    answers = tuple(it for it in claim.answers if it in served.definition.questions.kinds)
+    if not answers and claim.log_level is None:
+        return NOBODY
+
+    async def ask(asked: Sequence[NewQuestion], *, between: bool = False) -> list[Given]:
+        lease.allow(attempt.remaining_s + HOLD_SLACK_S)
+        attempt.dispatched = attempt.dispatched and not between
+        given = await interview.ask(asked, between=between)
+        if between:
+            worker.refuse_without_lease(claim)
+            worker.refuse_held(served, interview.tool)
+            worker.quotas.refuse_paused(served.definition, lease.key.identity)
+            attempt.dispatched = True
+        return given
+
+    return Caller(
+        answers,
+        ask if answers else None,
+        claim.log_level,
+        worker.logs_of(claim.id, attempt.rules) if claim.log_level else None,
+        attempt.deadline,
+    )
 
 
 async def _key(served: ServedVersion, claim: Claim, patience_s: float) -> SessionKey:
@@ -477,7 +556,9 @@ def _internal(claim: Claim, error: Exception) -> FleetError:
 
 
 def _meta(claim: Claim) -> dict[str, Any] | None:
-    return {"traceparent": claim.traceparent} if claim.traceparent else None
+    if claim.traceparent is None:
+        return None
+    return {"traceparent": claim.traceparent, **(claim.trace or {})}
 
 
 async def _turned_away(waiting: Awaitable[None]) -> bool:

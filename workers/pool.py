@@ -147,6 +147,11 @@ class Lease(Generic[S]):
         if dead:
             self._pool._died(self._entry)
 
+    def allow(self, further_s: float) -> None:
+        """Let the session be held for so long from now, if that is longer than it may be."""
+        held_s = time.monotonic() - self.held_since
+        self.hold_limit_s = max(self.hold_limit_s, held_s + further_s)
+
     def where(self) -> str:
         """Return the line at which the borrower stands now."""
         frames = self._holder.get_stack(limit=1) if self._holder else []
@@ -521,7 +526,7 @@ class SessionPool(Generic[S]):
         with suppress(TimeoutError):
             async with asyncio.timeout(_STILLBORN_S):
                 await session.dead.wait()
-            if not entry.calls and not entry.users:
+            if not entry.calls and not entry.users and entry.state not in ENDING:
                 self._lending.rebuild.failed(entry.key, self._stillborn(), self._clock())
         if not session.dead.is_set():
             self._lending.rebuild.forget(entry.key)

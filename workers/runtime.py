@@ -21,37 +21,43 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Final
 
-from registry import approval_gate, artifacts, calls, catalog, leases
+from registry import approval_gate, artifacts, calls, catalog, interests, leases
 from registry.approval_gate import note_forged
 from registry.bindings import Sealer
 from registry.calls import CallState, Claim, Ending
+from registry.catalog import ServerVersion
 from registry.database import Database, GroupCommit
 from registry.errors import Code, FleetError
 from registry.holds import blocked_tools
 from registry.ingest import ToolRow, get_tool, mark_stale
 from registry.output_rules import OutputRules
 from registry.policies import Policies
+from registry.requests import RESOURCES_READ, may_ask
 from registry.settings import Settings
 from registry.submission import tool_held
 from workers import breaker_redis
 from workers.aio_pool import USER, Job
+from workers.asking import Desk
 from workers.background import Background
 from workers.breaker import Breaker, MemoryStore
 from workers.breaker_redis import FallbackStore, RedisStore
 from workers.broker import make_broker
 from workers.census import take_census
 from workers.client import FleetClient, Message
+from workers.encryption_keys import open_keys, open_vault
 from workers.figures import Figures
 from workers.guardrails import Guardrails
 from workers.keyring import Keyring
 from workers.large import LargeReader
 from workers.limits_redis import hear_pauses
 from workers.listening import Listening
-from workers.output_gate import progress_out
+from workers.output_gate import log_out, progress_out
 from workers.pool import SessionKey, SessionPool
+from workers.progress import OnLog
 from workers.quota import Quotas
 from workers.reaper import reap
-from workers.refresh import refresh
+from workers.refresh import refresh, refresh_offerings
+from workers.resource_watch import ResourceWatch
 from workers.session import Session
 from workers.versions import ServedVersion, Versions
 from workers.watching import SHORTEST_S, ListingWatch
@@ -65,6 +71,7 @@ FINISH_PAUSE_S: Final = 0.5
 LAPSED_PAUSE_S: Final = 1.0  # in which a worker with a lease may take the next message
 WATCH_EVERY_S: Final = 1.0
 CENSUS_EVERY_S: Final = 5.0
+TELL_EVERY_S: Final = 0.1  # of resources that changed, however often they do
 SETTLE_S: Final = 3.0
 TOOLS_KEPT: Final = 1_000
 LEASE_LOST: Final = "lease_lost"
@@ -87,16 +94,23 @@ class WorkerRuntime:
             longest_bytes=settings.max_result_bytes, read_here_bytes=settings.inline_result_bytes
         )
         self._versions = Versions(self._serve)
-        self._credentials = make_broker(settings, self.database, self.id)
+        vault = open_vault(settings)
+        self._encryption_keys = open_keys(settings, vault)
+        self._credentials = make_broker(settings, self.database, self.id, vault=vault)
+        self.desk = Desk(self.database, self.client.signals)
         self.policies = Policies(self.database)
         self.guardrails = Guardrails(
             settings.guardrails, limit_s=settings.guardrail_limit.total_seconds()
         )
         self._warm: dict[int, tuple[ServedVersion, SessionKey]] = {}
         self._followed: frozenset[int] = frozenset()
+        self._current = 0
         self._blocked: dict[int, frozenset[str]] = {}
         self._hearing: dict[int, asyncio.Event] = {}
         self._refreshing = asyncio.Lock()
+        self._listing_offerings: set[int] = set()
+        self._interested: dict[tuple[int, SessionKey, str], set[str]] = {}
+        self._updated: set[str] = set()
         self._tools: dict[int, ToolRow] = {}  # the latest used last
         self._running: dict[Job, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -132,6 +146,7 @@ class WorkerRuntime:
             (self._credentials.look_after, WATCH_EVERY_S),
             (self._rotate_credentials, WATCH_EVERY_S),
             (self._count_processes, CENSUS_EVERY_S),
+            (self._watch_resources, WATCH_EVERY_S),
         ):
             self._background.start(self._every(every_s, watch))
         self._background.start(hear_pauses(self.client.redis, self.server, self.quotas.read_pauses))
@@ -149,6 +164,7 @@ class WorkerRuntime:
         """Close sessions, give the lease up, whatever became of them, and close connections."""
         await self._background.end()
         await self._versions.close()
+        await self.desk.close()
         await self._credentials.close()
         await self.large.close()
         with suppress(FleetError):
@@ -268,6 +284,14 @@ class WorkerRuntime:
 
         return on_progress
 
+    def logs_of(self, call_id: str, rules: OutputRules) -> OnLog:
+        """Return the listener that passes on what a call's server logs, as it may leave."""
+
+        async def on_log(body: dict[str, Any]) -> None:
+            await self.client.signals.log(call_id, log_out(body, rules))
+
+        return on_log
+
     def discarded(self, call_id: str) -> None:
         """Record that Celery discarded a revoked call before it ran (called in Celery's thread)."""
         loop = self._loop
@@ -351,8 +375,7 @@ class WorkerRuntime:
     # -- versions ---------------------------------------------------------------------------
 
     async def _serve(self, version_id: int) -> ServedVersion:
-        definition = await catalog.get_definition(self.database, version_id)
-
+        definition = await catalog.get_definition(self.database, version_id, self._encryption_keys)
         keyring = Keyring(version_id, definition, self._credentials)
 
         async def open_session(key: SessionKey) -> Session:
@@ -374,7 +397,8 @@ class WorkerRuntime:
         listening = Listening(watch, keyring, open_session)
         breaker = Breaker(definition.name, str(version_id), definition.breaker, self._breakers)
         pool = SessionPool(definition.name, definition.pool, listening.open)
-        return ServedVersion(version_id, definition, pool, breaker, keyring, listening)
+        resources = ResourceWatch(open_session, partial(self._resource_updated, version_id))
+        return ServedVersion(version_id, definition, pool, breaker, keyring, listening, resources)
 
     def _on_listing_changed(self, version_id: int) -> None:
         """Have a version's tools listed again: at once, or when the watch next comes round."""
@@ -398,14 +422,29 @@ class WorkerRuntime:
         """Warm the versions that new runs see, let old ones go, list what may have changed."""
         followed = await catalog.followed(self.database, self.server)
         self._followed = frozenset(version.id for version in followed)
+        self._current = followed[0].id
         await self._versions.let_go(but=self._followed)
-        current = [(version, await self.served(version.id)) for version in followed]
+        made = [(version, await self._served_or_noted(version)) for version in followed]
+        current = [(version, served) for version, served in made if served is not None]
         self._versions.listen(only=self._followed)
         await self._keep_warm([served for _, served in current])
         for version, served in current:
             failed = version.refresh_error is not None
             await self._refresh_if_due(served, stale=version.stale, failed=failed)
+            self._list_offerings_if_due(served)
         await self._read_blocked()
+
+    async def _served_or_noted(self, version: ServerVersion) -> ServedVersion | None:
+        """Return a version; None, with the error on record, while its secrets do not open."""
+        try:
+            return await self.served(version.id)
+        except FleetError as error:
+            if error.code is not Code.CREDENTIAL_UNAVAILABLE:
+                raise
+            logger.warning("server %s: %s", self.server, error.message)
+            if version.refresh_error != error.as_dict():
+                await mark_stale(self.database, self.server, error, version_id=version.id)
+            return None
 
     async def _refresh_if_due(self, served: ServedVersion, *, stale: bool, failed: bool) -> None:
         if self.quotas.paused_for():
@@ -413,7 +452,24 @@ class WorkerRuntime:
         async with self._refreshing:
             if served.watch.due(stale=stale, failed=failed):
                 self.figures.changed(await refresh(self.database, served))
+                served.offerings.heard()
                 await self._read_blocked()
+
+    def _list_offerings_if_due(self, served: ServedVersion) -> None:
+        """List what a version has beside tools, in the background: its tools wait for nothing."""
+        if served.id in self._listing_offerings or self.quotas.paused_for():
+            return
+        if served.offerings.due(stale=False, failed=False):
+            self._listing_offerings.add(served.id)
+            self._background.start(self._list_offerings(served))
+
+    async def _list_offerings(self, served: ServedVersion) -> None:
+        try:
+            await refresh_offerings(self.database, served)
+        except Exception:  # nobody awaits this task
+            logger.exception("what %s has could not be listed", served.name)
+        finally:
+            self._listing_offerings.discard(served.id)
 
     async def _read_blocked(self) -> None:
         """Learn which tools may not be called, of every version that calls may still come for."""
@@ -434,6 +490,40 @@ class WorkerRuntime:
             if key is not None and served.id not in self._warm:
                 self._warm[served.id] = (served, key)
                 await served.pool.start(key)
+
+    # -- resources --------------------------------------------------------------------------
+
+    async def _watch_resources(self) -> None:
+        """Listen to the resources that tenants want to hear of, and may."""
+        interested: dict[tuple[int, SessionKey, str], set[str]] = {}
+        wanted = await interests.wanted(self.database, self.server, self.id)
+        for it in wanted if self._followed else ():
+            gone = it.version_id not in self._followed
+            served = await self.served(self._current if gone else it.version_id)
+            policy = await self.policies.of(it.tenant)
+            if not may_ask(policy, served.definition, RESOURCES_READ):
+                continue
+            with suppress(FleetError):  # without a credential there is nothing to hear
+                key = await served.keyring.key_of(it.tenant)
+                interested.setdefault((served.id, key, it.uri), set()).add(it.key)
+        self._interested = interested
+        for served in self._versions.ready():
+            mine: dict[SessionKey, set[str]] = {}
+            for version_id, key, uri in interested:
+                if version_id == served.id:
+                    mine.setdefault(key, set()).add(uri)
+            served.resources.want({key: frozenset(uris) for key, uris in mine.items()})
+
+    def _resource_updated(self, version_id: int, key: SessionKey, uri: str) -> None:
+        if not self._updated:
+            self._background.start(self._tell_of_resources())
+        self._updated |= self._interested.get((version_id, key, uri), set())
+
+    async def _tell_of_resources(self) -> None:
+        await asyncio.sleep(TELL_EVERY_S)
+        keys, self._updated = self._updated, set()
+        if keys:
+            await self.client.signals.resources_updated(sorted(keys))
 
     # -- watches ----------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """A session: what is done through one connection with a server, call by call.
 
-1. No call starts a task or takes a lock; every wait is bounded: calling, listing, probing.
+1. No call starts a task or takes a lock; every wait is bounded: calling, listing, probing. A call
+   is of a tool, or another request that a caller makes of a server (`workers.requests`).
 2. A call that was cancelled, timed out, or answered with nonsense poisons the session: it must
    not be used again. A session whose connection died is dead: `dead` is set, once.
 3. Results are passed on as the server wrote them; schemas are somebody else's business.
@@ -20,26 +21,44 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, Concatenate, Final, Literal, ParamSpec, TypeVar, cast
 
 from mcp.client.session import ClientSession
+from mcp.shared.inbound import mcp_param_headers
 from mcp_types import (
-    CallToolRequest,
-    CallToolRequestParams,
+    LOG_LEVEL_META_KEY,
+    ClientRequest,
+    EmptyResult,
+    ListPromptsRequest,
+    ListResourcesRequest,
+    ListResourceTemplatesRequest,
     ListToolsRequest,
     PaginatedRequestParams,
-    RequestParamsMeta,
+    Request,
+    SetLevelRequest,
+    SetLevelRequestParams,
 )
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 
+from registry.answers import LARGEST_BYTES, LOG_LEVELS
+from registry.calls import TOOLS_CALL
 from registry.definitions import ServerDefinition
 from registry.errors import Code, FleetError
+from workers.caller import NOBODY, Caller, Talk
 from workers.connection import Connection, Credential, Limits
-from workers.exchange import Exchange, exchange
+from workers.exchange import (
+    LISTING_CHANGED,
+    OFFERINGS_CHANGED,
+    RESOURCE_UPDATED,
+    Exchange,
+    current_exchange,
+    exchange,
+)
 from workers.judge import (
     CallError,
     Facts,
@@ -51,15 +70,35 @@ from workers.judge import (
     too_large,
 )
 from workers.large import LargeReader, LargeResult
-from workers.listing import Page, read_page, read_pages
-from workers.progress import Latest, OnProgress
+from workers.large_reader import message_of
+from workers.listing import (
+    TOOLS,
+    AskForPage,
+    Listed,
+    Page,
+    callable_over_http,
+    read_page,
+    read_pages,
+)
+from workers.patience import Patience
+from workers.progress import InOrder, OnProgress
+from workers.requests import METHODS
+from workers.rounds import INPUT_REQUIRED, NotMcp, Rounds, Unasked
 from workers.spawn import StopReport
 from workers.subscription import subscribe
 
 # The SDK parses results into models and drops what it does not know; this keeps them as they came.
 _AS_IT_CAME: Final = cast("TypeAdapter[BaseModel]", TypeAdapter(dict[str, Any]))
+_LISTS: Final[dict[str, Callable[..., ClientRequest]]] = {
+    "tools/list": ListToolsRequest,
+    "prompts/list": ListPromptsRequest,
+    "resources/list": ListResourcesRequest,
+    "resources/templates/list": ListResourceTemplatesRequest,
+}
+_Request = Request[dict[str, Any], str]
 # A session that was never answered and is younger than this cannot have been forgotten.
 _FRESH_S: Final = 5.0
+_SET_LEVEL_S: Final = 2.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -67,7 +106,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What a tool answered: the MCP result as JSON-ready fields, its flag, its size as JSON.
+    """What a call was answered: the MCP result as JSON-ready fields, its flag, its size as JSON.
 
     Of a large result that was not read here, ``body`` is hollow; `LargeReader.finish` reads it.
     """
@@ -115,17 +154,27 @@ class Session:
         """Whether the server said so before anybody asked to be told."""
         self.on_hearing: Callable[[bool], None] | None = None
         self.on_listing_changed: Callable[[], None] | None = None
+        self.on_offerings_changed: Callable[[], None] | None = None
+        """Is told each time the server says that its prompts or its resources changed."""
+        self.on_resource_updated: Callable[[str], None] | None = None
+        """Is told the URI of a resource that the session has subscribed to, when it changes."""
         self._connection = Connection(
             definition,
             credential,
             limits,
             large,
-            on_listing_changed=self._listing_changed,
+            heard={
+                LISTING_CHANGED: self._listing_changed,
+                RESOURCE_UPDATED: self._resource_updated,
+                **dict.fromkeys(OFFERINGS_CHANGED, self._offerings_changed),
+            },
             on_stream=self._hears,
+            addressee=self._addressee,
         )
         self.dead = self._connection.dead
         self._in_flight: set[Exchange] = set()
         self._answered = False
+        self._log_level: str | None = None
 
     @classmethod
     async def open(
@@ -147,7 +196,7 @@ class Session:
         limits = Limits(connect_timeout_s, stop_grace_s, max_result_bytes)
         session = cls(definition, credential, limits, large)
         await session._connection.open()
-        if session.era == "legacy" and session.announces and not session.over_http:
+        if session.era == "legacy" and "tools" in session.announces and not session.over_http:
             session.hearing = True  # nobody has to ask it
         return session
 
@@ -182,14 +231,23 @@ class Session:
         return self._connection.introduction
 
     @property
-    def announces(self) -> bool:
-        """Say whether the server said that it tells when its tools change."""
+    def announces(self) -> frozenset[str]:
+        """Return of which lists (tools, prompts, resources) it tells when they change."""
         return self._connection.announces
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Return what the server said of itself: capabilities, serverInfo, instructions."""
+        return self._connection.about
 
     @property
     def over_http(self) -> bool:
         """Say whether the server is reached by HTTP; else it is a child of this process."""
         return self._connection.over_http
+
+    @property
+    def _mirrors(self) -> bool:
+        return self.era == "modern" and self.over_http
 
     @property
     def shares_fate(self) -> bool:
@@ -208,7 +266,6 @@ class Session:
 
     # -- calling
 
-    @_scrubbed
     async def call_tool(
         self,
         name: str,
@@ -217,35 +274,144 @@ class Session:
         timeout_s: float,
         meta: dict[str, Any] | None = None,
         on_progress: OnProgress | None = None,
+        caller: Caller = NOBODY,
+        mirrored: Mapping[tuple[str, ...], str] | None = None,
     ) -> ToolResult:
-        """Call a tool; raise `CallError` when it has no result within ``timeout_s``."""
-        client = self._client(name)
-        progress = Latest(on_progress, self._connection.scrubber.text) if on_progress else None
-        request = CallToolRequest(
-            params=CallToolRequestParams(
-                name=name, arguments=arguments, _meta=cast(RequestParamsMeta, meta)
-            )
+        """Call a tool; see `ask`."""
+        params = {"name": name, "arguments": arguments}
+        return await self.ask(
+            TOOLS_CALL,
+            params,
+            timeout_s=timeout_s,
+            meta=meta,
+            on_progress=on_progress,
+            caller=caller,
+            mirrored=mirrored,
         )
+
+    @_scrubbed
+    async def ask(
+        self,
+        method: str,
+        params: dict[str, Any],
+        *,
+        timeout_s: float,
+        meta: dict[str, Any] | None = None,
+        on_progress: OnProgress | None = None,
+        caller: Caller = NOBODY,
+        mirrored: Mapping[tuple[str, ...], str] | None = None,
+    ) -> ToolResult:
+        """Make a call, of any of `METHODS`; raise `CallError` when it has no result in time.
+
+        Whatever the server asks meanwhile is put to ``caller``, as often as it asks; the time that
+        its answers take is not the server's, of which it has ``timeout_s``. ``mirrored`` names the
+        arguments that travel as headers too, where that is the custom.
+        """
+        what = str(params["name"]) if method == TOOLS_CALL else method
+        told = InOrder(on_progress, caller.on_log, self._connection.scrubber)
+        talk = Talk(caller, Patience(timeout_s, caller.deadline), told)
+        if caller.log_level is not None:
+            meta = await self._have_it_log(what, caller.log_level, meta)
+        if meta:
+            params = {**params, "_meta": meta}
+        progress = told.progress if on_progress else None
+        rounds = Rounds(caller, self._connection.scrubber)
+        headers: dict[str, str] = {}
+        if mirrored and self._mirrors:
+            headers = mcp_param_headers(mirrored, params["arguments"])
         self.calls += 1
-        with exchange() as mine:
+        while True:
+            body, mine = await self._ask(
+                what, _Request(method=method, params=params), talk, progress, headers
+            )
+            if body.get("resultType") != INPUT_REQUIRED or self.era == "legacy":
+                return self._accept(method, body, what, mine)
+            params = params | await self._input_for(body, rounds, what, mine)
+
+    async def _ask(
+        self,
+        what: str,
+        request: _Request,
+        talk: Talk,
+        progress: Any,
+        headers: Mapping[str, str],
+    ) -> tuple[dict[str, Any], Exchange]:
+        """Make one request for a caller; return its result as it came, and what was seen of it."""
+        client = self._client(what)
+        with exchange(talk=talk) as mine:
+            mine.headers = headers
             self._begin(mine)
             try:
-                async with asyncio.timeout(timeout_s):
+                async with talk.patience.held():
                     body: Any = await client.send_request(
                         request, _AS_IT_CAME, progress_callback=progress
                     )
                 self._answered = True
+                await talk.told.settled()
             except TimeoutError:
                 self.poisoned = True
-                raise timed_out(self._facts(name, mine), timeout_s) from None
+                raise timed_out(self._facts(what, mine), talk.patience.limit_s) from None
             except asyncio.CancelledError:
                 self.poisoned = True
                 raise
             except Exception as error:
-                raise await self._judged(name, error, mine) from error
+                raise await self._judged(what, error, mine) from error
             finally:
                 self._in_flight.discard(mine)
-        return self._accept(body, name, mine)
+        return body, mine
+
+    async def _input_for(
+        self, body: dict[str, Any], rounds: Rounds, what: str, mine: Exchange
+    ) -> dict[str, Any]:
+        """Return what a request is made with again whose server asks for input."""
+        try:
+            return await rounds.next(await self._whole(body, what, mine))
+        except Unasked as error:
+            facts = self._facts(what, mine)
+            raise input_required(facts, requests=error.requests, why=str(error)) from error
+        except NotMcp as error:
+            self.poisoned = True
+            raise not_mcp(self._facts(what, mine), problem=str(error)) from error
+
+    async def _whole(self, body: dict[str, Any], what: str, mine: Exchange) -> dict[str, Any]:
+        """Return what a server asks for where the answer is large, and so not read yet."""
+        large = self._connection.large.take(body) if self._connection.large else None
+        if large is None:
+            return body
+        if large.size_bytes > LARGEST_BYTES:
+            raise too_large(self._facts(what, mine))
+        message = await asyncio.to_thread(message_of, large.raw, event=large.event)
+        result = (message or {}).get("result")
+        return result if isinstance(result, dict) else {}
+
+    def _addressee(self) -> Talk | None:
+        """Return whose call a message belongs to: its stream's, else the only one there is."""
+        mine = current_exchange()
+        if mine in self._in_flight:
+            return mine.talk
+        if mine.talk is not None or len(self._in_flight) != 1:
+            return None  # late news of another call is not this one's
+        (only,) = self._in_flight
+        return only.talk
+
+    async def _have_it_log(
+        self, what: str, level: str, meta: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """Have the server log from a level on: for one request, or for its session (before 2026).
+
+        A server that does not do it is called all the same. What it says too much is left out.
+        """
+        if self.era == "modern":
+            return {**(meta or {}), LOG_LEVEL_META_KEY: level}
+        others = [it.talk.caller.log_level for it in self._in_flight if it.talk]
+        wanted = min([level, *filter(None, others)], key=LOG_LEVELS.index)
+        if self._connection.logs and wanted != self._log_level:
+            self._log_level = wanted
+            request = SetLevelRequest(params=SetLevelRequestParams(level=cast(Any, wanted)))
+            with exchange(), suppress(Exception):  # what is wrong the call itself will tell
+                async with asyncio.timeout(_SET_LEVEL_S):
+                    await self._client(what).send_request(request, EmptyResult)
+        return meta
 
     def _client(self, what: str) -> ClientSession:
         connection = self._connection
@@ -261,7 +427,7 @@ class Session:
             other.stderr_from = None
         self._in_flight.add(mine)
 
-    def _accept(self, body: dict[str, Any], name: str, mine: Exchange) -> ToolResult:
+    def _accept(self, method: str, body: dict[str, Any], name: str, mine: Exchange) -> ToolResult:
         connection = self._connection
         large = connection.large.take(body) if connection.large else None
         encoded = to_json(body)
@@ -269,12 +435,9 @@ class Session:
         if size_bytes > connection.limits.max_result_bytes:
             raise too_large(self._facts(name, mine))
         body = connection.scrubber.json(body, encoded)
-        if body.get("resultType") == "input_required":
-            requests = sorted(body.get("inputRequests") or ())
-            raise input_required(self._facts(name, mine), requests=requests)
-        if not isinstance(body.get("content"), list):  # the SDK lets it pass in 2026-07-28
+        if problem := METHODS[method].problem(body):
             self.poisoned = True
-            raise not_mcp(self._facts(name, mine), problem="content: not a list")
+            raise not_mcp(self._facts(name, mine), problem=problem)
         return ToolResult(body, bool(body.get("isError")), size_bytes, large)
 
     # -- judging
@@ -308,30 +471,45 @@ class Session:
 
     # -- other requests
 
-    @_scrubbed
     async def list_tools(self) -> list[dict[str, Any]]:
-        """Return every page of ``tools/list`` as the server wrote it; bounded like opening."""
+        """Return every page of ``tools/list`` as the server wrote it; bounded like opening.
+
+        Tools whose schema asks for headers that cannot be are left out, where headers count.
+        """
+        tools = await self.list_all(TOOLS)
+        if not self._mirrors:
+            return tools
+        return await asyncio.to_thread(callable_over_http, tools, self.server)
+
+    @_scrubbed
+    async def list_all(self, of: Listed, max_bytes: int | None = None) -> list[dict[str, Any]]:
+        """Return every page of a list as the server wrote it; bounded like opening.
+
+        ``max_bytes`` is the most that all of it may be; by default, the largest result there is.
+        """
         limits = self._connection.limits
+        most = limits.max_result_bytes if max_bytes is None else max_bytes
         with exchange() as mine:
             try:
                 async with asyncio.timeout(limits.connect_timeout_s):
-                    tools = await read_pages(
-                        self._ask_for_page, self.server, max_bytes=limits.max_result_bytes
-                    )
+                    items = await read_pages(self._pages_of(of), self.server, max_bytes=most, of=of)
             except FleetError:
                 raise
             except Exception as error:
-                raise await self._judged_request("tools/list", error, mine) from error
-        return tools
+                raise await self._judged_request(of.method, error, mine) from error
+        return items
 
-    async def _ask_for_page(self, cursor: str | None) -> Page:
-        client, connection = self._client("tools/list"), self._connection
-        params = PaginatedRequestParams(cursor=cursor)
-        result: Any = await client.send_request(ListToolsRequest(params=params), _AS_IT_CAME)
-        self._answered = True
-        if connection.large and (large := connection.large.take(result)):
-            return await connection.large.read_page(large, self.server)
-        return read_page(result, self.server, connection.scrubber)
+    def _pages_of(self, of: Listed) -> AskForPage:
+        async def ask_for_page(cursor: str | None) -> Page:
+            client, connection = self._client(of.method), self._connection
+            params = PaginatedRequestParams(cursor=cursor)
+            result: Any = await client.send_request(_LISTS[of.method](params=params), _AS_IT_CAME)
+            self._answered = True
+            if connection.large and (large := connection.large.take(result)):
+                return await connection.large.read_page(large, self.server, of)
+            return read_page(result, self.server, connection.scrubber, of)
+
+        return ask_for_page
 
     @_scrubbed
     async def probe(self, timeout_s: float) -> None:
@@ -381,18 +559,27 @@ class Session:
 
     # -- hearing
 
-    @_scrubbed
     async def listen(self) -> None:
-        """Hear of changes of the tools (2026-07-28); return when the server ends the subscription.
+        """Hear of changes of the lists (2026-07-28); return when the server ends the subscription.
 
         Raises `FleetError` when it is refused, not confirmed in time, or lost. It is no call: the
         session goes on as if there were none.
         """
+        await self._listen(lists=sorted(self.announces), on_hearing=self._hears)
+
+    async def listen_to(
+        self, resources: Collection[str], on_hearing: Callable[[bool], None]
+    ) -> None:
+        """Hear of changes of some resources (2026-07-28); otherwise as `listen`."""
+        await self._listen(lists=(), resources=resources, on_hearing=on_hearing)
+
+    @_scrubbed
+    async def _listen(self, /, **wanted: Any) -> None:
         what = "subscriptions/listen"
         client = self._client(what)
         with exchange(endless=True) as mine:
             try:
-                await subscribe(client, self.server, on_hearing=self._hears)
+                await subscribe(client, self.server, **wanted)
             except FleetError:
                 raise
             except Exception as error:
@@ -405,8 +592,18 @@ class Session:
             if self.on_hearing is not None:
                 self.on_hearing(hearing)
 
-    def _listing_changed(self) -> None:
+    def _listing_changed(self, _params: dict[str, Any]) -> None:
         if self.on_listing_changed is None:
             self.listing_changed = True
         else:
             self.on_listing_changed()
+
+    def _offerings_changed(self, _params: dict[str, Any]) -> None:
+        # Before anybody asked to be told: they are listed anew whenever somebody begins to listen.
+        if self.on_offerings_changed is not None:
+            self.on_offerings_changed()
+
+    def _resource_updated(self, params: dict[str, Any]) -> None:
+        uri = params.get("uri")
+        if self.on_resource_updated is not None and isinstance(uri, str):
+            self.on_resource_updated(uri)

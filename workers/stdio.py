@@ -5,7 +5,8 @@
    none ends its request.
 3. Unread lines are bounded: beyond `QUEUE_BYTES` the pipe is not read until they are taken. Taking
    them lets others run in between, however many there are.
-4. Only our requests wait for a child that does not read; our answers to its own are dropped then.
+4. Only our requests, and what a caller answers to its questions, wait for a child that does not
+   read; what we answer ourselves is dropped then.
 """
 
 from __future__ import annotations
@@ -198,8 +199,12 @@ class WriteStream:
     async def send(self, item: SessionMessage, /) -> None:
         """Write a message; a request waits while the child does not read."""
         message = item.message
-        if isinstance(message, JSONRPCResponse | JSONRPCError) and self._is_full():
-            return  # a child may ask without end and never read what it is told
+        if isinstance(message, JSONRPCResponse | JSONRPCError) and self._full is not None:
+            if isinstance(message, JSONRPCError) or not message.result:
+                if self._is_full():
+                    return  # a child may ask without end and never read what it is told
+            else:
+                await asyncio.shield(self._full)
         data = message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n"
         self._full = self._pipe.write(data)
         # A notification, above all a cancellation, never waits for a child that stopped reading.

@@ -28,6 +28,7 @@ from registry import (
     judgement,
     leases,
     notices,
+    questions,
     rollouts,
     submission,
 )
@@ -140,6 +141,7 @@ class StewardRuntime:
         ended, again = await leases.close_dead(self.database, self.settings.max_attempts)
         await self.client.signals.ended(ended)
         await self._send(again)
+        await questions.forget_left(self.database)
         if ended or again:
             logger.warning("dead workers: %d calls ended, %d run again", len(ended), len(again))
 

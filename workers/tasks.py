@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import re
-from typing import Any, Final
+from typing import Any
 
 from celery import signals
 from celery.exceptions import Ignore
@@ -16,10 +14,6 @@ from workers.celery_app import CALL_TASK, SUBMIT_TASK, app
 from workers.invoke import invoke
 from workers.runtime import WorkerRuntime
 from workers.steward import StewardRuntime
-
-logger = logging.getLogger("toolfleet.worker")
-
-_ID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class CallNotSucceeded(Exception):
@@ -39,16 +33,10 @@ class Call(CoroutineTask):
     acks_late = True
 
     async def coroutine(self, request: dict[str, Any], *args: Any, **_: Any) -> None:
-        """Run the call; raise `CallNotSucceeded` so that Celery's events tell how it ended.
-
-        Anybody who reaches Redis can write a message: one that is no call's is dropped.
-        """
+        """Run the call; raise `CallNotSucceeded` so that Celery's events tell how it ended."""
         worker = AsyncioPool.residents
         assert isinstance(worker, WorkerRuntime)
-        if len(args) != 1 or not isinstance(args[0], str) or not _ID.fullmatch(args[0]):
-            logger.warning("a message that names no call was dropped")
-            raise Ignore
-        state = await invoke(worker, args[0], request[JOB])
+        state = await invoke(worker, args[0] if len(args) == 1 else None, request[JOB])
         if state is None:
             raise Ignore
         if state is not CallState.SUCCEEDED:

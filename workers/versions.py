@@ -23,6 +23,7 @@ from workers.keyring import Keyring
 from workers.lending import SessionKey
 from workers.listening import Listening
 from workers.pool import SessionPool
+from workers.resource_watch import ResourceWatch
 from workers.session import Session
 from workers.watching import ListingWatch
 
@@ -43,11 +44,17 @@ class ServedVersion:
     breaker: Breaker
     keyring: Keyring
     listening: Listening
+    resources: ResourceWatch
 
     @property
     def watch(self) -> ListingWatch:
         """Return what is known of whether its tools may have changed."""
         return self.listening.watch
+
+    @property
+    def offerings(self) -> ListingWatch:
+        """Return what is known of whether what it has beside tools may have changed."""
+        return self.listening.offerings
 
     @property
     def name(self) -> str:
@@ -81,7 +88,7 @@ class ServedVersion:
     async def close(self) -> None:
         """End its sessions and send what its breaker has counted."""
         try:
-            await asyncio.gather(self.listening.close(), self.pool.close())
+            await asyncio.gather(self.listening.close(), self.resources.close(), self.pool.close())
         finally:
             await self.breaker.close()
 

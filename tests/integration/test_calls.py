@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from registry import calls, leases, runs
 from registry.calls import TRANSITIONS, CallState, Claim, Ending, StopAnswer, Submitted
@@ -20,6 +21,7 @@ from registry.definitions import Delivery
 from registry.errors import Code, FleetError
 from tests.ledger import WORKER, Ledger, start
 from tests.requirements import requirement
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -141,6 +143,29 @@ async def test_an_unknown_run_takes_no_call_and_harms_no_neighbour(ledger: Ledge
 
 
 # -- claim
+
+
+@requirement("calls:no-deadlock")
+async def test_a_claim_that_postgres_takes_back_for_a_deadlock_is_tried_again(
+    ledger: Ledger,
+) -> None:
+    ids = [await ledger.submit(call_id=it) for it in sorted(str(uuid.uuid4()) for _ in range(3))]
+    wanted = text("SELECT FROM calls WHERE id = ANY(:ids) FOR UPDATE")
+    async with ledger.database.transaction() as other:
+        await other.execute(text("SET LOCAL deadlock_timeout = '20s'"))  # the claim has to give in
+        await other.execute(wanted, {"ids": ids[1:2]})
+        claim = asyncio.create_task(calls.claim(ledger.database, WORKER, ids))
+        await until(lambda: _waits_for_a_row(ledger))
+        # In whatever order it takes them, it has one of these by now.
+        await other.execute(wanted, {"ids": [ids[0], ids[2]]})
+    assert [it.id for it in await claim if it] == ids
+
+
+async def _waits_for_a_row(ledger: Ledger) -> bool:
+    found = await ledger.sql(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'transactionid' AND NOT granted"
+    )
+    return bool(found[0][0])
 
 
 @requirement("calls:claimed-once")

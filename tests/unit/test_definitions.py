@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from registry.definitions import ServerDefinition, parse_definition
+from registry.definitions import ServerDefinition, content_digest, parse_definition
 from registry.errors import Code, FleetError
 from tests.requirements import requirement
 
@@ -387,3 +387,16 @@ def test_no_definition_starts_opens_or_looks_up_anything(tmp_path: Path) -> None
     after = (process.children(recursive=True), process.num_fds(), process.net_connections())
     assert after == before
     assert not marker.exists()
+
+
+@requirement("questions:an-operators-word")
+def test_what_a_server_may_ask_is_all_unless_its_operator_says_otherwise() -> None:
+    plain = {"name": "demo", "transport": "stdio", "command": "true"}
+    definition = parse_definition(plain)
+    assert definition.questions.kinds == ("elicitation", "elicitation.url", "sampling", "roots")
+    # As it was before definitions said anything about questions.
+    known = "928ef314da045a778abc0d3906b2cd99e4606a9b9089f62d3d847b98586049c9"
+    assert content_digest(definition) == known
+    narrow = parse_definition({**plain, "questions": {"elicitation": False, "roots": False}})
+    assert narrow.questions.kinds == ("sampling",)
+    assert content_digest(narrow) != known

@@ -22,6 +22,7 @@ from tests.waiting import until
 from workers import large
 from workers.large import LargeMessages, LargeReader, LargeResult
 from workers.large_http import EventBuffer
+from workers.listing import RESOURCES
 
 pytestmark = pytest.mark.anyio
 
@@ -204,7 +205,14 @@ async def test_a_result_that_cannot_be_kept_is_refused(
 async def test_a_large_page_of_tools_is_read_as_it_came(reader: LargeReader) -> None:
     page = {"tools": [{"name": "ä" * 1000, "x": n} for n in range(900)], "nextCursor": "n"}
     read = await reader.read_page(large_result(page), "crm")
-    assert (read.tools, read.cursor) == (page["tools"], "n")
+    assert (read.items, read.cursor) == (page["tools"], "n")
+
+
+@requirement("large:lists-of-tools")
+async def test_so_is_a_large_page_of_another_list(reader: LargeReader) -> None:
+    page = {"resources": [{"uri": "test://x", "name": "x" * 1000}] * 100}
+    read = await reader.read_page(large_result(page), "crm", RESOURCES)
+    assert read.items == page["resources"]
 
 
 @requirement("large:lists-of-tools", "large:checked-and-redacted")
@@ -212,7 +220,7 @@ async def test_a_large_page_of_tools_betrays_no_secret(reader: LargeReader) -> N
     page = {"tools": [{"name": "x" * 1000, "description": "with s3cret"}] * 100}
     large = large_result(page, "s3cret")
     read = await reader.read_page(large, "crm")
-    assert {tool["description"] for tool in read.tools} == {"with [credential]"}
+    assert {tool["description"] for tool in read.items} == {"with [credential]"}
 
 
 # -- when its process fails

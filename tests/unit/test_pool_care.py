@@ -607,6 +607,35 @@ async def test_a_session_that_is_dead_when_it_is_opened_counts_as_a_failure() ->
         assert server.attempts == 1
 
 
+class Lingering(FakeSession):
+    """A session that ends before it is closed, as a child does that has yet to be buried."""
+
+    async def close(self) -> None:
+        self.die()
+        await super().close()
+
+
+@requirement("pool:fails-fast")
+async def test_a_session_that_the_pool_closes_unused_says_nothing_against_its_server() -> None:
+    class Buried(Server):
+        async def open(self, key: SessionKey) -> FakeSession:
+            await super().open(key)
+            session = self.sessions[-1] = Lingering(key, self.attempts)
+            session.may_close.clear()
+            return session
+
+    server = Buried()
+    async with a_pool(server, min_idle=1, max_size=1) as pool:
+        await pool.start(KEY)
+        pool.retire(lambda _: "outgrown")
+        await until(pool, closing=1)
+        await server.sessions[0].dead.wait()
+        borrower = Borrower(pool)
+        server.sessions[0].may_close.set()
+        await borrower.done()
+        server.sessions[1].may_close.set()
+
+
 @requirement("pool:fails-fast", "pool:bounded")
 async def test_whatever_an_opening_raises_costs_no_slot() -> None:
     class Strange(Server):

@@ -19,6 +19,7 @@ from workers.keyring import Keyring
 from workers.lending import PoolState
 from workers.listening import Listening
 from workers.pool import SessionKey, SessionPool
+from workers.resource_watch import ResourceWatch
 from workers.versions import UNUSED_S, ServedVersion, Versions
 from workers.watching import ListingWatch
 
@@ -54,7 +55,8 @@ class Maker:
         pool = cast("SessionPool[Any]", server.pool)
         keyring = cast("Keyring", None)
         listening = Listening(ListingWatch(lambda: None), keyring, cast("Any", server.open))
-        return ServedVersion(version_id, what, pool, breaker, keyring, listening)
+        resources = ResourceWatch(cast("Any", server.open), lambda _key, _uri: None)
+        return ServedVersion(version_id, what, pool, breaker, keyring, listening, resources)
 
 
 async def use(served: ServedVersion) -> None:
