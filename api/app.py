@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from api import (
     administration,
     approving,
+    asking,
     auditing,
     checkup,
     contract,
@@ -28,6 +29,8 @@ from api.addressed import Addressed, Addresses
 from api.auditing import Readers
 from api.auth import Gate, Keyring
 from api.bounds import Bounds
+from api.mcp import endpoint
+from api.mcp.face import Face
 from api.metrics import Measure
 from api.oidc import make_issuer
 from api.operations import Operations
@@ -39,6 +42,8 @@ from workers.encryption_keys import open_keys
 
 TITLE: Final = "Toolfleet"
 POOL_SIZE: Final = 4
+SHORTEST_KEY_BYTES: Final = 32
+"""As long as the output of the hash that it is used with (RFC 7518, section 3.2)."""
 
 
 class FleetApp(FastAPI):
@@ -46,6 +51,8 @@ class FleetApp(FastAPI):
 
     parts: tuple[APIRouter, ...] = (
         rest.router,
+        endpoint.router,
+        asking.router,
         administration.router,
         rollouts.router,
         tenancy.router,
@@ -75,11 +82,12 @@ def create_app(
     """Return the application; it starts, and answers, while Postgres or Redis is away.
 
     ``connect`` makes the client of the workers from the Redis URL. Raises `ValueError` where a
-    setting is missing that nothing can work without.
+    setting is missing, or too weak, that nothing can work without.
     """
-    if not settings.secret_key.get_secret_value():
+    if len(settings.secret_key.get_secret_value().encode()) < SHORTEST_KEY_BYTES:
         raise ValueError(
-            "TOOLFLEET_SECRET_KEY is empty: it signs run tokens; `toolfleet up` sets it"
+            f"TOOLFLEET_SECRET_KEY is empty or shorter than {SHORTEST_KEY_BYTES} bytes: it signs "
+            "run tokens; `toolfleet up` sets it, `openssl rand -hex 32` makes one"
         )
     for name in ("database_url", "redis_url"):
         if not getattr(settings, name):
@@ -101,11 +109,13 @@ def create_app(
         )
         room = WaitingRoom(database, client.redis)
         app.state.operations = operations = Operations(settings, database, client, room)
+        app.state.mcp = face = Face(operations)
         await room.open()
         try:
             yield
         finally:
             await room.close()
+            await face.close()
             await operations.close()
             await client.close()
             await keyring.close()

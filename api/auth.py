@@ -13,6 +13,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 from fastapi import Request
@@ -31,7 +32,7 @@ KEPT_FOR_S: Final = 2.0
 NOTED_EVERY_S: Final = 60.0
 LONGEST_CREDENTIAL: Final = 16_384
 _MOST_KEPT: Final = 4096
-_REFUSED: Final = frozenset(
+REFUSED: Final = frozenset(
     {Code.UNAUTHENTICATED, Code.KEY_EXPIRED, Code.TOKEN_EXPIRED, Code.FORBIDDEN}
 )
 
@@ -61,27 +62,39 @@ class Keyring:
         self._known: dict[bytes, tuple[float, Actor]] = {}
         self._noted_at: dict[str, float] = {}
         self._noting: set[asyncio.Task[None]] = set()
+        self._asking: dict[bytes, asyncio.Task[Actor]] = {}
 
     async def actor(self, credential: str, source: str) -> Actor:
         """Return who holds a key or token; ``source`` is the address that it came from.
 
         Raises `too_many_attempts`, and what `tenants.authenticate` and `Issuer.actor` raise.
         """
-        asked_at = self._clock()
         name = hashlib.sha256(credential.encode()).digest()
         kept_until, actor = self._known.get(name, (0.0, None))
-        if actor is not None and kept_until > asked_at:
+        if actor is not None and kept_until > self._clock():
             return actor
-        source = source_of(source)
-        if actor is None:
+        asking = self._asking.get(name)
+        if asking is None:
+            # Those who come together with one credential are one attempt, and one question.
+            asking = asyncio.create_task(self._find(credential, name, source_of(source)))
+            self._asking[name] = asking
+            asking.add_done_callback(partial(self._found, name))
+        try:
+            return await asyncio.shield(asking)
+        except FleetError as error:
+            if error.code in REFUSED:
+                self._refusals.note(source_of(source), error.code)
+            raise
+
+    async def _find(self, credential: str, name: bytes, source: str) -> Actor:
+        asked_at = self._clock()
+        if name not in self._known:
             self._attempts.take(source)
         try:
             actor, kept_for_s = await self._ask(credential)
         except FleetError as error:
             self._known.pop(name, None)
-            if error.code in _REFUSED:
-                self._refusals.note(source, error.code)
-            else:
+            if error.code not in REFUSED:
                 self._attempts.give_back(source)
             raise
         if name not in self._known:
@@ -90,6 +103,11 @@ class Keyring:
                 self._known.clear()
         self._known[name] = (asked_at + kept_for_s, actor)
         return actor
+
+    def _found(self, name: bytes, asking: asyncio.Task[Actor]) -> None:
+        del self._asking[name]
+        if not asking.cancelled():
+            asking.exception()  # whoever asked has it, or has left
 
     async def close(self) -> None:
         """Finish what is being written."""
@@ -127,6 +145,15 @@ class Keyring:
             logger.warning("the use of a key was not noted: %s", error)
 
 
+async def still_let_in(keyring: Keyring, scope: Scope) -> bool:
+    """Say whether a request that was let in would be now, for answers that take long."""
+    try:
+        await keyring.actor(credential_of(scope), (scope.get("client") or ("",))[0])
+    except FleetError as error:
+        return error.code not in REFUSED
+    return True
+
+
 class Gate:
     """ASGI middleware: lets a request through with its actor, or answers why not."""
 
@@ -142,7 +169,7 @@ class Gate:
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             source = (scope.get("client") or ("",))[0]
             try:
-                actor = await self._keyring.actor(_credential_of(scope), source)
+                actor = await self._keyring.actor(credential_of(scope), source)
             except FleetError as error:
                 await problem(error)(scope, receive, send)
                 return
@@ -150,7 +177,8 @@ class Gate:
         await self._app(scope, receive, send)
 
 
-def _credential_of(scope: Scope) -> str:
+def credential_of(scope: Scope) -> str:
+    """Return what a request shows to be let in; raise `unauthenticated` where it shows nothing."""
     found = [value for name, value in scope["headers"] if name == b"authorization"]
     if len(found) > 1:
         raise FleetError(

@@ -17,6 +17,8 @@ from registry.discretion import log_discreetly
 from registry.settings import Settings, get_settings
 
 GRACE_S: Final = 3
+KEEP_ALIVE_S: Final = 30
+"""Longer than clients keep a connection: who closes it last loses no request on it."""
 GC_THRESHOLDS: Final = (10_000, 20, 20)
 
 
@@ -52,6 +54,7 @@ def make_server(settings: Settings, app: FastAPI | None = None) -> Server:
         log_config=None,
         proxy_headers=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
     return Server(app, config)

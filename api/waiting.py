@@ -9,16 +9,15 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from api.hearing import Hearing
 from registry import calls
 from registry.calls import CallState
 from registry.database import Database, GroupCommit
@@ -28,12 +27,7 @@ from workers.client import ENDED_CHANNEL, PROGRESS_CHANNEL
 Row = dict[str, Any]
 
 LOOK_EVERY_S: Final = 1.0
-QUIET_S: Final = 10.0
-FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 5.0
 MOST_PROGRESS: Final = 100
-
-logger = logging.getLogger("toolfleet.waiting")
 
 
 class Hint:
@@ -41,17 +35,24 @@ class Hint:
 
     def __init__(self) -> None:
         self._bell = asyncio.Event()
+        self._rung = False
         self._progress: list[Any] = []
 
     def ring(self) -> None:
-        """Wake the waiter."""
+        """Wake the waiter, to look at the record."""
+        self._rung = True
         self._bell.set()
 
+    def take_ring(self) -> bool:
+        """Say whether the record is worth a look since the last time."""
+        rung, self._rung = self._rung, False
+        return rung
+
     def add_progress(self, body: Any) -> None:
-        """Leave a progress report; of a flood the latest are kept."""
+        """Leave a progress report, and wake the waiter; of a flood the latest are kept."""
         self._progress.append(body)
         del self._progress[:-MOST_PROGRESS]
-        self.ring()
+        self._bell.set()
 
     def take_progress(self) -> list[Any]:
         """Return the reports since the last time."""
@@ -75,16 +76,19 @@ class WaitingRoom:
     ) -> None:
         self._database = database
         self._redis = redis
+        self._hearing = Hearing(redis)
+        self._hearing.always(ENDED_CHANNEL, self._ended)
         self._clock = clock
         self._expected: dict[str, set[Hint]] = {}
         self._reads: GroupCommit[str, Row | None] = GroupCommit(self._read_batch)
         self._listener: asyncio.Task[None] | None = None
-        self._dismissed = False
+        self.dismissal = asyncio.Event()
+        """Set once the process stops."""
 
     async def open(self) -> None:
         """Start to listen; harmless while Redis is away."""
-        self._dismissed = False
-        self._listener = asyncio.create_task(self._listen(), name="waiting-room")
+        self.dismissal.clear()
+        self._listener = asyncio.create_task(self._hearing.listen(), name="waiting-room")
 
     async def close(self) -> None:
         """Stop listening, and send home whoever still waits."""
@@ -95,7 +99,7 @@ class WaitingRoom:
 
     def dismiss(self) -> None:
         """Answer everyone who waits with the row as it is now, and whoever comes later at once."""
-        self._dismissed = True
+        self.dismissal.set()
         for hints in self._expected.values():
             for hint in hints:
                 hint.ring()
@@ -103,12 +107,12 @@ class WaitingRoom:
     @property
     def dismissed(self) -> bool:
         """Say whether the process is stopping, so that no wait is worth while."""
-        return self._dismissed
+        return self.dismissal.is_set()
 
     @contextmanager
-    def expect(self, call_id: str) -> Iterator[Hint]:
-        """Yield a hint that rings when the call has ended."""
-        hint = Hint()
+    def expect(self, call_id: str, hint: Hint | None = None) -> Iterator[Hint]:
+        """Yield a hint that rings when the call has ended; ``hint`` where it is given."""
+        hint = hint or Hint()
         hints = self._expected.setdefault(call_id, set())
         hints.add(hint)
         try:
@@ -122,45 +126,61 @@ class WaitingRoom:
         """Return a call's row, read together with those that others ask for; None: no such call."""
         return await self._reads.add(call_id)
 
-    async def wait(self, call_id: str, timeout_s: float) -> Row | None:
-        """Return a call's row when it has ended or ``timeout_s`` is over; None: no such call."""
+    async def wait(
+        self, call_id: str, timeout_s: float, until: Callable[[Row], bool] | None = None
+    ) -> Row | None:
+        """Return a call's row when it has ended or ``timeout_s`` is over; None: no such call.
+
+        ``until`` says what else is worth returning for.
+        """
+        until = until or ended
         with self.expect(call_id) as hint:
             row = await self.read(call_id)
-            if row is None or ended(row) or timeout_s <= 0:
+            if row is None or until(row) or timeout_s <= 0:
                 return row
-            return await self.wait_for(call_id, hint, timeout_s)
+            return await self.wait_for(call_id, hint, timeout_s, until)
 
-    async def wait_for(self, call_id: str, hint: Hint, timeout_s: float) -> Row | None:
+    async def wait_for(
+        self,
+        call_id: str,
+        hint: Hint,
+        timeout_s: float,
+        until: Callable[[Row], bool] | None = None,
+    ) -> Row | None:
         """As `wait`, for a call that is expected already and had not ended when it was.
 
         While Postgres is away it goes on waiting, and raises `store_unavailable` at the end.
         """
+        until = until or ended
         deadline = self._clock() + timeout_s
         while True:
             remaining_s = deadline - self._clock()
-            if remaining_s > 0 and not self._dismissed:
+            if remaining_s > 0 and not self.dismissed:
                 await hint.within(min(remaining_s, LOOK_EVERY_S))
-            over = self._dismissed or self._clock() >= deadline
+            over = self.dismissed or self._clock() >= deadline
             try:
                 row = await self.read(call_id)
             except FleetError:
                 if over:
                     raise
                 continue
-            if row is None or over or ended(row):
+            if row is None or over or until(row):
                 return row
 
     @asynccontextmanager
     async def progress_into(self, call_id: str, hint: Hint) -> AsyncIterator[None]:
-        """Let a call's progress reports ring ``hint`` for as long as the context lasts."""
-        reader = asyncio.create_task(
-            self._subscribe(PROGRESS_CHANNEL + call_id, hint.add_progress), name="progress"
-        )
-        try:
+        """Let a call's progress reports ring ``hint`` for as long as the context lasts.
+
+        What is reported from then on is heard, unless Redis is away.
+        """
+        async with self._hearing.hears(PROGRESS_CHANNEL + call_id, hint.add_progress):
             yield
-        finally:
-            reader.cancel()
-            await asyncio.wait([reader])
+
+    def hears(
+        self, channel: str, deliver: Callable[[Any], None]
+    ) -> AbstractAsyncContextManager[None]:
+        """Have ``deliver`` be given what is published on a channel; see `Hearing.hears`."""
+        return self._hearing.hears(channel, deliver)
 
     async def check_broker(self) -> None:
         """Return when Redis answers; raise `broker_unavailable` when it does not."""
@@ -173,25 +193,6 @@ class WaitingRoom:
                 hint="check that Redis is up and TOOLFLEET_REDIS_URL is right",
                 retry_after_s=1,
             ) from error
-
-    async def _listen(self) -> None:
-        await self._subscribe(ENDED_CHANNEL, self._ended)
-
-    async def _subscribe(self, channel: str, deliver: Callable[[Any], None]) -> None:
-        pause_s = FIRST_PAUSE_S
-        while True:
-            try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
-                    await pubsub.subscribe(channel)
-                    while True:
-                        message = await pubsub.get_message(timeout=QUIET_S)
-                        pause_s = FIRST_PAUSE_S
-                        if message is not None:
-                            _deliver(message["data"], deliver)
-            except (RedisError, OSError) as error:
-                logger.warning("no hints from %s: %s", channel, type(error).__name__)
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     def _ended(self, ids: Any) -> None:
         for call_id in ids:
@@ -208,7 +209,6 @@ def ended(row: Row) -> bool:
     return CallState(row["state"]).final
 
 
-def _deliver(data: bytes, deliver: Callable[[Any], None]) -> None:
-    # Anyone who reaches Redis can publish; what is not ours is no reason to stop listening.
-    with suppress(ValueError, TypeError):
-        deliver(json.loads(data))
+def needs_attention(row: Row) -> bool:
+    """Say whether a call has ended, or its server asks something."""
+    return ended(row) or bool(row["open_questions"])

@@ -21,14 +21,14 @@ from api.encoding import encode
 from registry.calls import CallState
 from registry.discovery import LARGEST_LIMIT, LONGEST_INTENT
 from registry.errors import Code, FleetError
+from registry.question_kinds import KINDS
+from registry.questions import MOST_QUESTIONS
 from registry.runs import Run
 from registry.scopes import Scopes
 from registry.tiers import Name
+from registry.trace import traceparent_of
 
 _WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,9})"?')
-_TRACEPARENT: Final = re.compile(
-    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-)
 _LONGEST_KEY: Final = 255
 _LONGEST_LIFE_S: Final = timedelta(days=3650).total_seconds()
 _DEEPEST: Final = 64
@@ -40,6 +40,27 @@ Label = Annotated[
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Failure(BaseModel):
+    """Why there is no result: an error of JSON-RPC, or of the client."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    code: int
+    message: str
+
+
+class Answered(_Body):
+    """An answer: what MCP has as the result of the question's method."""
+
+    result: dict[str, Any]
+
+
+class Refused(_Body):
+    """An error in the place of an answer."""
+
+    error: Failure
 
 
 class StartRun(_Body):
@@ -59,12 +80,29 @@ class StartRun(_Body):
 
 
 class SubmitCall(_Body):
-    """A call to submit: a tool of the run by its model-facing name, and its arguments."""
+    """A call to submit: a tool of the run by its model-facing name, and its arguments.
+
+    ``answers`` says what the tool's server may ask while the call runs (`questions` of the call);
+    ``log_level`` from which level on its events tell what the server logs.
+    """
 
     tool: str
     arguments: dict[str, Any] = Field(default_factory=dict)
     idempotency_key: Label | None = None
     timeout_s: float | None = Field(default=None, gt=0)
+    answers: list[Literal["elicitation", "elicitation.url", "sampling", "roots"]] = Field(
+        default_factory=list, max_length=len(KINDS)
+    )
+    log_level: (
+        Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
+        | None
+    ) = None
+
+
+class AnswerQuestions(_Body):
+    """Answers to what a call's server asks: the key of each question, and its result or error."""
+
+    answers: dict[str, Answered | Refused] = Field(min_length=1, max_length=MOST_QUESTIONS)
 
 
 class CreateKey(_Body):
@@ -112,28 +150,32 @@ def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = No
     return Response(encode(value), status, headers, "application/json")
 
 
+def strict_json(body: bytes) -> Any:
+    """Return what a body says; raise `JSONDecodeError` for whatever is wrong with it."""
+    try:
+        value = json.loads(
+            body,
+            object_pairs_hook=_object,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+        # What opens no more than that is not deeper: most bodies need no closer look.
+        if body.count(b"[") + body.count(b"{") > _DEEPEST:
+            _not_too_deep(value)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        what = str(error) if type(error) is ValueError else "too deep, or not UTF-8"
+        raise json.JSONDecodeError(what, "", 0) from error
+    return value
+
+
 class StrictRequest(Request):
     """A request whose JSON body may not say one thing twice, nor NaN, nor nest without end."""
 
     async def json(self) -> Any:
         """Return the body; raise `JSONDecodeError` for whatever is wrong with it."""
-        body = await self.body()
-        try:
-            value = json.loads(
-                body,
-                object_pairs_hook=_object,
-                parse_constant=_no_constant,
-                parse_float=_finite,
-            )
-            # What opens no more than that is not deeper: most bodies need no closer look.
-            if body.count(b"[") + body.count(b"{") > _DEEPEST:
-                _not_too_deep(value)
-        except json.JSONDecodeError:
-            raise
-        except (ValueError, RecursionError) as error:
-            what = str(error) if type(error) is ValueError else "too deep, or not UTF-8"
-            raise json.JSONDecodeError(what, "", 0) from error
-        return value
+        return strict_json(await self.body())
 
 
 class StrictRoute(APIRoute):
@@ -218,8 +260,7 @@ def applied(wait_s: int | None) -> dict[str, str]:
 
 def traceparent(headers: Headers) -> str | None:
     """Return the caller's W3C trace context; one that is not valid counts as none."""
-    value = headers.get("traceparent", "")
-    return value if _TRACEPARENT.fullmatch(value) else None
+    return traceparent_of(headers)
 
 
 def idempotency_key(headers: Headers, in_body: str | None) -> str | None:
@@ -258,6 +299,7 @@ def call_body(row: Mapping[str, Any]) -> dict[str, Any]:
         "deadline_at": row["deadline_at"],
         "stop_requested_at": row.get("stop_requested_at"),
         "timings": row.get("timings"),
+        "questions": row.get("questions", []),
     }
 
 

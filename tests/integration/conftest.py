@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from registry.database import Database
-from tests.brokering import Tenancy
+from tests.brokering import Keys, Tenancy
 from tests.conftest import fresh_database
 from tests.serving import Api, serving
 
@@ -36,6 +36,20 @@ async def api(database: Database, redis_url: str) -> AsyncIterator[Api]:
     """A running API that nothing else uses."""
     async with serving(database, redis_url) as api:
         yield api
+
+
+@pytest.fixture
+async def emptied_api(shared_api: Api) -> AsyncIterator[Api]:
+    """The API that a module's tests share, which has no servers again after each of them."""
+    yield shared_api
+    for server in (await shared_api.http.get("/v1/servers")).json()["servers"]:
+        await shared_api.http.delete(f"/v1/servers/{server['name']}")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    """A file of encryption keys, with one in it."""
+    return Keys(tmp_path / "encryption.keys")
 
 
 @pytest.fixture

@@ -21,12 +21,15 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 from redis.asyncio import Redis
 from starlette.routing import BaseRoute
 
+from api.app import create_app
 from compose.embedded import free_port
 from registry import calls, catalog, ingest
 from registry.database import Database
+from registry.settings import Settings
 from tests.requirements import requirement
 from tests.serving import ECHO, WORKER, Api, problem_of, serving
 from tests.shop import document, shop_definition
@@ -703,6 +706,14 @@ async def process(database_url: str, redis_url: str) -> AsyncIterator[tuple[Proc
         if api.returncode is None:
             api.kill()
         await api.wait()
+
+
+@requirement("api:strong-key")
+@pytest.mark.parametrize("key", ["", "k" * 31])
+def test_an_api_whose_signing_key_could_be_guessed_does_not_start(key: str) -> None:
+    settings = Settings(secret_key=SecretStr(key), database_url="postgresql://", redis_url="redis:")
+    with pytest.raises(ValueError, match="TOOLFLEET_SECRET_KEY is empty or shorter than 32 bytes"):
+        create_app(settings)
 
 
 @requirement("api:stops")

@@ -44,6 +44,7 @@ ROLES = {
     "GET /v1/audit/export": "oa",
     "GET /v1/audit/verify": "oa",
     "GET /v1/calls/{call_id}": "ot",
+    "POST /v1/calls/{call_id}/answers": "ot",
     "POST /v1/calls/{call_id}/cancel": "ot",
     "GET /v1/calls/{call_id}/events": "ot",
     "GET /v1/checkup": "o",
