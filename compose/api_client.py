@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -56,7 +57,7 @@ class ApiClient:
             )
         if response.is_success:
             return response.json() if response.content else None
-        raise _problem(response)
+        raise problem_of(response)
 
     def download(self, *path: str, query: dict[str, Any] | None = None) -> Iterator[bytes]:
         """Yield an answer's bytes as they come; raise `AskError` for a problem."""
@@ -64,7 +65,7 @@ class ApiClient:
         with self._reaching(), streaming as response:
             if not response.is_success:
                 response.read()
-                raise _problem(response)
+                raise problem_of(response)
             yield from response.iter_bytes()
 
     def __enter__(self) -> Self:
@@ -85,14 +86,28 @@ class ApiClient:
             ) from error
 
 
-def find_fleet() -> ApiClient:
-    """Return the client of TOOLFLEET_URL, else of the fleet that runs on the data folder.
+@dataclass(frozen=True)
+class Address:
+    """Where a fleet answers, and the key that it is asked with."""
 
-    The key is TOOLFLEET_KEY, else the local operator's.
+    url: str
+    key: str
+
+
+def find_fleet() -> ApiClient:
+    """Return the client of the fleet that `find_address` finds."""
+    address = find_address()
+    return ApiClient(address.url, address.key)
+
+
+def find_address(url: str = "") -> Address:
+    """Return ``url``, else TOOLFLEET_URL, else where the fleet on the data folder answers.
+
+    The key is TOOLFLEET_KEY, else the local operator's. Raises `AskError` where there is none.
     """
     folder = DataFolder(get_settings().data_dir)
     facts = folder.read_facts()
-    url = os.environ.get("TOOLFLEET_URL") or (facts.api_url if facts else "")
+    url = url or os.environ.get("TOOLFLEET_URL") or (facts.api_url if facts else "")
     if not url:
         raise AskError(
             "no_fleet",
@@ -105,14 +120,15 @@ def find_fleet() -> ApiClient:
     )
     if not key:
         raise AskError("no_key", "there is no API key to ask with", "set TOOLFLEET_KEY")
-    return ApiClient(url, key)
+    return Address(url, key)
 
 
 def _address(path: Sequence[str]) -> str:
     return "/v1/" + "/".join(quote(part, safe="") for part in path)
 
 
-def _problem(response: httpx2.Response) -> AskError:
+def problem_of(response: httpx2.Response) -> AskError:
+    """Return the problem that an answer of the API is."""
     try:
         body = response.json()
     except ValueError:

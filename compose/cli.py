@@ -5,14 +5,27 @@ Each command imports what it needs when it runs, so that `toolfleet --help` is q
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.main import get_command
 
-from compose import approving, asking, auditing, credentials, doctor, governing, registry_file
+from compose import (
+    approving,
+    asking,
+    auditing,
+    consenting,
+    credentials,
+    doctor,
+    governing,
+    registry_file,
+)
+from compose.bridge import command as bridge
 from registry.discretion import die_discreetly
 
 app = typer.Typer(
@@ -27,8 +40,10 @@ governing.add_to(app, asking.servers)
 approving.add_to(app)
 app.add_typer(auditing.audit, name="audit")
 credentials.add_to(app)
+consenting.add_to(credentials.credentials)
 registry_file.add_to(app)
 doctor.add_to(app)
+bridge.add_to(app)
 
 
 @app.command()
@@ -57,10 +72,25 @@ def demo(context: typer.Context) -> None:
     sys.exit(run(context.args))
 
 
+@contextmanager
+def _at_once() -> Iterator[None]:
+    """Import what a server runs on without looking for garbage meanwhile, nor in it afterwards.
+
+    Imports make next to none; looking for it took a fifth of a server's start.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @app.command()
 def api() -> None:
     """Serve the HTTP and MCP API."""
-    from api.main import main as serve
+    with _at_once():
+        from api.main import main as serve
 
     serve()
 
@@ -68,8 +98,9 @@ def api() -> None:
 @app.command()
 def worker(server: Annotated[str, typer.Argument(help="The server whose queue to serve.")]) -> None:
     """Run the calls of one server's queue."""
-    from registry.errors import FleetError
-    from workers.process import run_worker
+    with _at_once():
+        from registry.errors import FleetError
+        from workers.process import run_worker
 
     try:
         sys.exit(run_worker(server))
@@ -80,7 +111,8 @@ def worker(server: Annotated[str, typer.Argument(help="The server whose queue to
 @app.command()
 def steward() -> None:
     """Send again what was lost, end what is late, close the calls of dead workers."""
-    from workers.process import run_steward
+    with _at_once():
+        from workers.process import run_steward
 
     sys.exit(run_steward())
 
@@ -88,7 +120,8 @@ def steward() -> None:
 @app.command()
 def flower() -> None:
     """Show Celery's view of the fleet on a web page (Flower), on this machine only."""
-    from compose.flower import run_flower
+    with _at_once():
+        from compose.flower import run_flower
 
     run_flower()
 

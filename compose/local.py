@@ -48,8 +48,9 @@ class LocalFleet:
     """One machine's fleet as an async context manager: started on entry, gone on exit.
 
     ``environment`` is added to that of every child; ``workers_per_server`` gives some servers more
-    than one worker process; ``free_ports`` lets several fleets run side by side; ``durable=False``
-    (tests) gives up crash safety of the embedded servers for speed.
+    than one worker process; ``flower=False`` leaves Flower out; ``free_ports`` lets several fleets
+    run side by side; ``durable=False`` (tests) gives up crash safety of the embedded servers for
+    speed.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LocalFleet:
         data_dir: Path | None = None,
         free_ports: bool = False,
         durable: bool = True,
+        flower: bool = True,
         workers_per_server: Mapping[str, int] | None = None,
         environment: Mapping[str, str] | None = None,
         command: Callable[..., list[str]] = toolfleet_command,
@@ -66,6 +68,7 @@ class LocalFleet:
         self._settings = settings or Settings()
         self.folder = DataFolder(data_dir or self._settings.data_dir)
         self._durable = durable
+        self._flower = flower
         self._workers_per_server = dict(workers_per_server or {})
         self._environment = dict(environment or {})
         self._command = command
@@ -136,12 +139,13 @@ class LocalFleet:
             self.operator_key = await tenants.bootstrap_operator_key(
                 self._database, self.folder.operator_key_file
             )
-            for name in ("steward", "api", "flower"):
+            for name in ("steward", "api", *(["flower"] if self._flower else [])):
                 await self._supervisor.start(name, self._program(name))
             await self._reconcile()
             self._reconciler = asyncio.create_task(self._keep_reconciling(), name="reconcile")
             await self._until_answers("api", f"{self.api_url}/healthz")
-            await self._until_answers("flower", f"{self.flower_url}/healthcheck")
+            if self._flower:
+                await self._until_answers("flower", f"{self.flower_url}/healthcheck")
         except BaseException:
             await self.stop()
             raise

@@ -1,0 +1,1 @@
+"""`toolfleet mcp`: the fleet as an MCP server over stdio, for clients that start their servers."""
