@@ -6,13 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/installed
 SQLITE := compose/demo/mcp-server-sqlite
+LANGCHAIN := tests/clients/langchain
 # The pip of Python 3.11 takes a package with and without extras for two, of which one has no hash.
 PIP := pip==26.3 --hash=sha256:f3b60b20ffaadd4415ed7957212a38ac63fa4c5fa375bd0f4a797777940fad13
 
 # Files are handed out in the order of tests/conftest.py: what takes long begins first.
 SIDE_BY_SIDE := -n auto --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo up test soak lint bench search-eval registry-bench pii-eval audit-bench guards api-fuzz test-long format lock clean
+.PHONY: demo up test soak lint bench mcp-clients mcp-bench search-eval registry-bench pii-eval audit-bench guards api-fuzz conformance test-long format lock clean
 
 demo: $(READY)
 	$(BIN)/toolfleet demo
@@ -60,9 +61,23 @@ guards: $(READY)
 api-fuzz: $(READY)
 	$(BIN)/python -m pytest tests/integration/test_contract.py -m long -s -p no:randomly
 
+# MCP clients that others wrote (the SDK's, FastMCP's, LangChain's, the Inspector), in front of a
+# whole fleet. The first run installs what cannot be in our own environment.
+mcp-clients: $(READY)
+	$(BIN)/python -m pytest tests/fleet/test_clients.py -m long -p no:randomly
+
+# What the MCP face adds to a call, with 500 MCP clients on one API process.
+mcp-bench: $(READY)
+	$(BIN)/python -m tests.bench.mcp_face
+
 # What redaction finds in labelled sentences, and what it takes; DATA names another file of them.
 pii-eval: $(READY)
 	$(BIN)/python -m tests.bench.pii_recall $(DATA)
+
+# The official conformance suite, directly and through a whole fleet; ARGS="--kill-every 10" kills
+# workers meanwhile. The suite comes from the npm registry as its lock file says.
+conformance: $(READY)
+	$(BIN)/python -m tests.conformance $(ARGS)
 
 format: $(READY)
 	$(BIN)/ruff format .
@@ -77,9 +92,12 @@ lock: $(READY)
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--output-file $(SQLITE).lock $(SQLITE).in
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		--output-file $(LANGCHAIN).lock $(LANGCHAIN).in
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) tests/conformance/node_modules tests/clients/node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 $(READY): requirements.lock pyproject.toml $(SQLITE).lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Toolfleet needs Python 3.11 or later: make PYTHON=python3.11")'
