@@ -17,10 +17,8 @@ from psycopg import sql
 from redis import Redis
 
 from compose.embedded import EmbeddedPostgres, EmbeddedRedis
-from compose.local import LocalFleet
 from compose.migrate import upgrade_database
 from registry.database import Database
-from registry.settings import Settings
 
 TEMPLATE = "toolfleet"
 
@@ -38,10 +36,11 @@ def _in_memory() -> Path | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with whole fleets: files are handed out one by one, and theirs take longest."""
-    items.sort(
-        key=lambda item: "fleet" not in item.path.parts and "security" not in item.path.parts
-    )
+    """Begin with whole fleets, one after the other: they share one, and their files take longest.
+
+    Files are handed out one by one.
+    """
+    items.sort(key=lambda item: ("fleet" not in item.path.parts, "security" not in item.path.parts))
 
 
 @pytest.fixture(scope="session")
@@ -127,12 +126,3 @@ def redis_url(_redis_url: str) -> str:
     with Redis.from_url(_redis_url) as client:
         client.flushall()
     return _redis_url
-
-
-@pytest.fixture(scope="module")
-async def fleet(anyio_backend: str, session_dir: Path) -> AsyncIterator[LocalFleet]:
-    """A whole fleet of this test module, with no servers yet."""
-    folder = Path(tempfile.mkdtemp(prefix="fleet-", dir=session_dir))
-    settings = Settings(data_dir=folder, database_url="", redis_url="")
-    async with LocalFleet(settings, free_ports=True, durable=False) as fleet:
-        yield fleet

@@ -88,6 +88,59 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "A data folder may lie deeper than a socket's path can say.",
     ),
+    # --- what servers have beside tools (tests/integration/test_passage.py, unit/test_uris.py)
+    "passage:lists": (
+        "guide",
+        "Resources, templates and prompts are listed under prefixed names and URIs, pages bounded.",
+    ),
+    "passage:uris": (
+        "own decision",
+        "A shown URI, or what a shown template expands to, leads back to the server's own.",
+    ),
+    "passage:requests": (
+        "guide",
+        "Resources are read, prompts are got and arguments completed by the server they are of.",
+    ),
+    "passage:policy": (
+        "guide",
+        "What a tenant may not ask of a server it neither sees nor gets, by server and by method.",
+    ),
+    "passage:audit": (
+        "guide",
+        "What is asked of a server beside its tools is a call, with the audit of one.",
+    ),
+    "passage:redaction": (
+        "guide",
+        "Resources and prompts are redacted as results of tools are.",
+    ),
+    "passage:errors": (
+        "guide",
+        "What is unknown, or refused by its server, is told with the codes of the protocol.",
+    ),
+    "passage:subscriptions": (
+        "guide",
+        "Who subscribed is told when a resource or a list changes, at whichever API it listens.",
+    ),
+    "passage:questions": (
+        "guide",
+        "A server may ask who gets a prompt or reads a resource, as it may who calls a tool.",
+    ),
+    "passage:large": (
+        "own decision",
+        "A large resource reaches its reader whole; so does a large result, by the link to it.",
+    ),
+    "passage:screened": (
+        "own decision",
+        "Prompts and resources whose descriptions hide text or instruct models are left out.",
+    ),
+    "passage:every-server": (
+        "guide",
+        "It works over stdio and HTTP, with servers of 2026-07-28 and of the revisions before.",
+    ),
+    "passage:tools-first": (
+        "own decision",
+        "A server that fails to list what else it has is served with its tools all the same.",
+    ),
     # --- shared breaker (tests/unit/test_breaker.py, tests/contract/test_breaker_store.py)
     "breaker:opens-on-timeouts": (
         "guide",
@@ -554,6 +607,47 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "Decisions are written once, and who can only write to the database cannot make them.",
     ),
+    # --- secrets in definitions (test_sealed_definitions.py in tests/unit and tests/integration)
+    "sealed:told-by-name": (
+        "goal 34",
+        "Which values of env, headers and a URL's query are secrets is told by their names.",
+    ),
+    "sealed:stands-in": (
+        "own decision",
+        "With its secrets sealed a definition reads as one, opens whole; its digest tells none.",
+    ),
+    "sealed:place": (
+        "goal 34",
+        "A sealed value opens with its own key, under its own name, beside its own command alone.",
+    ),
+    "sealed:not-registered": (
+        "own decision",
+        "What looks sealed is refused as a value, so that what looks sealed in the record is.",
+    ),
+    "sealed:dump": (
+        "goal 34",
+        "No dump of the record has a secret of a definition, and no copied row gives one away.",
+    ),
+    "sealed:shown": (
+        "goal 34",
+        "Nobody who looks at a server is shown a secret, sealed or not; only the export has them.",
+    ),
+    "sealed:worker": (
+        "goal 34",
+        "A server is given its secrets in the clear, or its worker says what keeps it from that.",
+    ),
+    "sealed:same": (
+        "design D8",
+        "Versions are compared by their secrets in the clear, however often they are sealed.",
+    ),
+    "sealed:no-key": (
+        "own decision",
+        "Without an encryption key no definition with secrets is registered, and others are.",
+    ),
+    "sealed:older": (
+        "goal 34",
+        "Rewrapping seals what an earlier release stored in the clear, and voids no approval.",
+    ),
     # --- the registry as one document (tests/integration/test_document.py)
     "document:round-trip": (
         "own decision",
@@ -701,6 +795,30 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "session:http-status": (
         "reliability 5.3, goal 26",
         "An HTTP server's refusals are told apart by status; redirects are not followed.",
+    ),
+    # --- arguments in headers (tests/unit/test_mirrored.py, tests/integration/test_mirrored.py)
+    "headers:mirrored": (
+        "MCP 2026-07-28, custom headers",
+        "Over HTTP, an argument that its tool wants as a header travels as one too, encoded.",
+    ),
+    "headers:refused": (
+        "MCP 2026-07-28, custom headers",
+        "A tool that asks for a header that cannot be is left out of its server's listing, alone.",
+    ),
+    # --- results of any kind (tests/contract/test_untyped.py)
+    "session:untyped-results": (
+        "MCP 2026-07-28, result types",
+        "A result that does not say of what kind it is, is complete.",
+    ),
+    # --- the conformance suite (tests/unit/test_conformance.py, `make conformance`)
+    "conformance:nothing-lost": (
+        "design D9",
+        "A check that passes in front of a server and not through the fleet is named.",
+    ),
+    # --- progress (tests/integration/test_signals.py)
+    "progress:paced": (
+        "own decision",
+        "A short call's reports of progress are all told; of a flood, ten a second.",
     ),
     # --- misbehaving servers (tests/contract/test_faults.py, tests/soak)
     "faults:all-modes": (
@@ -896,7 +1014,8 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "Validating a definition starts, opens and looks up nothing.",
     ),
-    # --- import of clients' files (tests/unit/test_importing.py, tests/fleet/test_import.py)
+    # --- import of clients' files (tests/unit/test_importing.py,
+    #     tests/integration/test_import_command.py, tests/fleet/test_import.py)
     "import:whole-files": (
         "design 5",
         "A file of `mcpServers` JSON, as desktop clients write it, imports as it is.",
@@ -1139,6 +1258,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "While Postgres is away the API runs, says that it is not ready, and refuses with 503.",
     ),
+    "api:strong-key": (
+        "own decision",
+        "An API whose signing key is missing or could be guessed does not start.",
+    ),
     "api:stops": (
         "own decision",
         "A stopping API process answers whoever waits, and ends, whatever is away.",
@@ -1148,6 +1271,81 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "The metrics show requests, queues, calls, workers, and each worker's own figures.",
     ),
     "api:documented": ("design 5", "The OpenAPI document shows every route and its body."),
+    # --- hints through Redis (tests/integration/test_hearing.py)
+    "hearing:one-connection": (
+        "own decision",
+        (
+            "A process hears any number of channels on one connection, each from the moment it is "
+            "asked for, and again after the connection was lost."
+        ),
+    ),
+    # --- calls of MCP clients (tests/integration/test_calling.py, test_mcp_tasks.py,
+    #     tests/unit/test_mcp_results.py, tests/fleet/test_mcp_tasks.py)
+    "mcp:results-as-recorded": (
+        "the protocol, server/tools",
+        "A call is answered with its tool's result as the record has it, in every revision.",
+    ),
+    "mcp:errors": (
+        "the protocol, server/tools",
+        (
+            "An error of the fleet is a JSON-RPC error with our code; what a model can put right "
+            "is a result with isError, from the revision on that wants it so."
+        ),
+    ),
+    "mcp:told-meanwhile": (
+        "the protocol, utilities/progress and logging",
+        "Progress that only grows, and log messages from the level asked for, come before the end.",
+    ),
+    "mcp:questions": (
+        "the protocol, client/elicitation and basic/patterns/mrtr",
+        (
+            "What a server asks reaches the client once, by a request or an answer that asks for "
+            "input; the same call goes on with what is answered."
+        ),
+    ),
+    "mcp:request-state": (
+        "the protocol, basic/patterns/mrtr",
+        "A request state that was changed, has expired, or is another's is refused.",
+    ),
+    "mcp:one-call": (
+        "own decision",
+        "A request with an idempotency key that is known is answered by the call that there is.",
+    ),
+    "mcp:leaving": (
+        "the protocol, basic/transports",
+        "Who closes the stream of a 2026-07-28 request stops its call; in a session it goes on.",
+    ),
+    "mcp:bounded-wait": (
+        "own decision",
+        (
+            "A client that knows no tasks is told in time that its call goes on, and two tools "
+            "lead to the result."
+        ),
+    ),
+    "mcp:own-tools-collide-with-none": (
+        "own decision",
+        "No tool of a run loses its name to one of the fleet's own.",
+    ),
+    "mcp:tasks": (
+        "the Tasks extension",
+        "A slow call, or one that waits for approval, becomes a task for clients that declare it.",
+    ),
+    "mcp:task-rule": (
+        "own decision",
+        "An operator says of a tool whether its calls are tasks always, never, or of necessity.",
+    ),
+    "mcp:tasks-are-rows": (
+        "the Tasks extension",
+        "Any process answers for a task, to its tenant alone, as the record has it.",
+    ),
+    "mcp:task-changes": (
+        "the Tasks extension",
+        "A subscriber is told of each change of its tasks, to the end.",
+    ),
+    "mcp:tasks-survive": (
+        "own decision",
+        "kill -9 of API and worker in mid-task: another process hands out the result.",
+    ),
     # --- the ledger (tests/integration/test_calls.py, test_steward_leases.py)
     "calls:row-first": (
         "design D1",
@@ -1158,6 +1356,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "One idempotency key of a tenant is one call, however often and at once it is submitted.",
     ),
     "calls:open-runs-only": ("own decision", "Only an open run takes calls."),
+    "calls:no-deadlock": (
+        "own decision",
+        "Whoever changes many calls at once waits for nobody who waits for it, or tries again.",
+    ),
     "calls:claimed-once": ("design 4, step 4", "A call is claimed by one worker at a time."),
     "calls:never-claimed": (
         "design 4, Stop",
@@ -1203,6 +1405,164 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "Committed calls that nobody claimed in time are sent again.",
     ),
     "steward:many": ("own decision", "Several stewards at once do each thing once."),
+    # --- questions of servers to callers (tests/integration/test_questions.py,
+    #     test_asked_calls.py, tests/unit/test_answers.py, tests/contract/test_back_channel.py)
+    "questions:durable": (
+        "design D9",
+        "A question, and its answer, are rows: any process may ask, answer and take.",
+    ),
+    "questions:answered-once": (
+        "design D9",
+        "Each question has a key of its own for ever, and the first answer counts.",
+    ),
+    "questions:only-what-is-answered": (
+        "design D9",
+        "A caller is asked only what it said that it answers; all else is refused at once.",
+    ),
+    "questions:under-the-claim": (
+        "design D9",
+        "Only the claim that holds asks and takes back; a call that ends withdraws what is open.",
+    ),
+    "questions:asked-once": (
+        "design D9",
+        "A call that runs again and asks the same is given the answer that there is.",
+    ),
+    "questions:forgotten": (
+        "design D9",
+        "What was asked and answered is erased when the call has ended; the audit knows digests.",
+    ),
+    "questions:of-its-tenant": (
+        "design D9",
+        "Another tenant neither sees nor answers the questions of a call.",
+    ),
+    "questions:checked": (
+        "design D9",
+        "An answer has the shape of its method's result, and a form's fits the form.",
+    ),
+    "questions:bounded": (
+        "design D9",
+        "How often a call asks, and how much, is bounded.",
+    ),
+    "questions:reach-the-caller": (
+        "design D9",
+        "Elicitation, sampling and roots of a server reach the caller, and its answer the server.",
+    ),
+    "questions:let-out": (
+        "own decision",
+        "What is asked is redacted, but for what an answer has to agree with.",
+    ),
+    "questions:a-write-stays-one": (
+        "design D5",
+        "A write that waits for an answer may run again only while nothing of it runs.",
+    ),
+    "questions:an-operators-word": (
+        "own decision",
+        "A server's definition says what it may ask; those from before it could are unchanged.",
+    ),
+    "questions:kill-9": (
+        "design D9",
+        "A worker killed while a question is open: the answer still counts, or the end is unknown.",
+    ),
+    "questions:their-own-call": (
+        "own decision",
+        "A question is put to the caller of the call that it belongs to, or to nobody.",
+    ),
+    "questions:time-stands-still": (
+        "own decision",
+        "The time that an answer takes is not the server's: the call's deadline bounds it.",
+    ),
+    "logs:on-demand": (
+        "design D9",
+        "A caller who asked for log messages is told them, redacted, in order with progress.",
+    ),
+    "trace:reaches-the-server": (
+        "design D9",
+        "The caller's trace context is in the request that its server gets.",
+    ),
+    # --- the MCP endpoint (tests/unit/test_mcp_messages.py, tests/integration/test_mcp_sessions.py,
+    #     test_mcp_stateless.py, test_mcp_streams.py)
+    "mcp:revisions": (
+        "design D9",
+        "Clients of all four revisions are served at one address, each by its own rules.",
+    ),
+    "mcp:messages": (
+        "design D9",
+        "What is no message of the protocol is refused with its code, under its id if it has one.",
+    ),
+    "mcp:headers": (
+        "design D9",
+        "Headers that repeat what a body says have to say the same, by the newest revision.",
+    ),
+    "mcp:sessions": (
+        "design D9",
+        "A session is its key's alone, lives with its run, and ends with DELETE: then it is 404.",
+    ),
+    "mcp:any-replica": (
+        "design D9",
+        "Any API process serves any session, knows its requests' calls, and goes on with streams.",
+    ),
+    "mcp:run": (
+        "design D9",
+        "A session or a header is a run with pinned tools; else the caller's run is a current one.",
+    ),
+    "mcp:lists": (
+        "design D9",
+        "Tools are listed as the run has them, in pages, unprefixed where one server is meant.",
+    ),
+    "mcp:streams": (
+        "design D9",
+        "An answer is JSON unless something is told before it, and of a kind its client takes.",
+    ),
+    "mcp:resume": (
+        "design D9",
+        "A client that lost the stream of an answer comes back for it, in whatever process.",
+    ),
+    "mcp:cancel": (
+        "design D9",
+        "A cancelled request's call stops; a closed stream stops one by the newest revision alone.",
+    ),
+    "mcp:subscriptions": (
+        "design D9",
+        "Who listens is told of changes of the tools, after what it is told of was acknowledged.",
+    ),
+    "mcp:log-level": (
+        "design D9",
+        "A client says from which level on it wants log messages, for its session or its request.",
+    ),
+    "mcp:door": (
+        "own decision",
+        "MCP clients come through the same door as others: keys, roles, scopes, hosts and bounds.",
+    ),
+    # --- MCP clients that others wrote (tests/fleet/test_clients.py), and the fleet over stdio
+    #     (tests/integration/test_stdio.py)
+    "mcp:real-clients": (
+        "design D9",
+        "Clients that others wrote work with a whole fleet, in both eras, over HTTP and stdio.",
+    ),
+    "stdio:passes-on": (
+        "design D9",
+        "Over stdio a client has what it has over HTTP, in both eras, a message a line.",
+    ),
+    "stdio:cancel": (
+        "2026-07-28, stdio",
+        "What a client over stdio cancels is stopped, and has no answer.",
+    ),
+    "stdio:headers": (
+        "2026-07-28, streamable HTTP",
+        "Headers repeat what they have to, for clients that know of no headers.",
+    ),
+    "stdio:sessions": (
+        "own decision",
+        "Neither a lost connection nor a session that is gone is seen by a client over stdio.",
+    ),
+    "stdio:errors": (
+        "own decision",
+        "What keeps a request from the fleet is its error, with what to do about it.",
+    ),
+    "stdio:leaves-nothing": (
+        "own decision",
+        "When a client over stdio is gone, so are its calls, its session and the process.",
+    ),
     # --- runs, servers, listings, tables (tests/integration/test_runs.py, test_ingest.py,
     #     test_migrations.py)
     "runs:pinned": ("design D8", "A run sees the tools of its start, whatever changes later."),
@@ -1632,6 +1992,48 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "broker:command": (
         "design 5",
         "Credentials are governed by commands; a secret is never on a command line.",
+    ),
+    # --- consents: servers that want the MCP authorization flow (tests/unit and
+    # tests/integration/test_consent.py; tests/conformance/client_auth.py)
+    "consent:command": (
+        "own decision",
+        "A person consents by one command; the fleet keeps and renews what comes of it.",
+    ),
+    "consent:discovery": (
+        "MCP 2026-07-28, authorization server discovery",
+        "Where to consent is found out from the server's refusal, else where standards put it.",
+    ),
+    "consent:resource": (
+        "MCP 2026-07-28, resource parameter; RFC 8707",
+        "A token is asked for one server by name, and never for one that another stands for.",
+    ),
+    "consent:issuer": (
+        "MCP 2026-07-28, authorization response validation; RFC 9207",
+        "Metadata, clients, codes and redirects count for their own issuer alone.",
+    ),
+    "consent:pkce": (
+        "MCP 2026-07-28, authorization code protection",
+        "Every code is bound to its request by S256; a server without it gets no request.",
+    ),
+    "consent:client": (
+        "MCP 2026-07-28, client registration",
+        "A known client comes first, then a document about it, then a registration.",
+    ),
+    "consent:scopes": (
+        "MCP 2026-07-28, scope selection and step-up",
+        "What the refusal names is asked for, and what was granted before is kept.",
+    ),
+    "consent:redirect": (
+        "MCP 2026-07-28, open redirection",
+        "A redirect is taken once, on loopback, by its state; others change nothing.",
+    ),
+    "consent:kept": (
+        "own decision",
+        "What came of a consent is kept with its issuer and resource, whole or not at all.",
+    ),
+    "consent:secret": (
+        "goal 34",
+        "Neither code nor token is printed or logged, or follows a redirect.",
     ),
     # --- HTTP APIs by their OpenAPI documents (tests/unit and tests/contract/test_openapi.py,
     #     tests/fleet/test_apis.py)

@@ -1,16 +1,17 @@
 """What a caller sees of a server that misbehaves; `tests.servers.fault` does, in every known way.
 
-Each misbehaviour ends in the expected code, or in the answer, no later than a second after the
-deadline; it never holds the event loop, and a session with another server feels nothing of it.
+Each misbehaviour ends in the expected code, or in the answer, by its own deadline; it never holds
+the event loop, and a session with another server feels nothing of it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 
 from registry.errors import Code, FleetError
 from tests.faulty import FACES, MAX_RESULT_BYTES, PATIENCE_S, Face, Faulty, faulty, over_stdio
-from tests.loop_time import watch_callbacks
+from tests.loop_time import attempts
 from tests.requirements import requirement
 from tests.servers.fault import MODES
 from tests.waiting import until
@@ -32,8 +33,11 @@ pytestmark = pytest.mark.anyio
 LATE_S = 1.0  # the deadline of what never answers
 DEADLINE_S = 5.0
 LONGER_S = 20.0  # for what has a lot to say before its answer
-SLACK_S = 1.0
-LONGEST_STALL_S = 0.05
+SLACK_S = 10.0  # more than a busy machine adds, and less than what another deadline would
+# How long a callback may take, in readings of the yardstick. Measured: 1, and 10 for a large tool;
+# without the guards 30 (a flood in one go), and 150 (a page in one go).
+STALL = 5.0
+TOOL_STALL = 40.0
 
 
 @dataclass(frozen=True)
@@ -221,8 +225,25 @@ def faces_of(mode: str) -> list[Face]:
     return [face for face in FACES if face.partition("-")[0] in MODES[mode].faces]
 
 
-def cases(modes: list[str]) -> list[tuple[str, Face]]:
-    return [(mode, face) for mode in modes for face in faces_of(mode)]
+def alike(mode: str) -> bool:
+    """Say whether a call of a mode ends the same over both revisions of HTTP."""
+    ends = CALLS.get(mode)
+    return not isinstance(ends, dict) or ends.get("http") == ends.get("http-legacy")
+
+
+def cases(modes: list[str]) -> list[Any]:
+    """Return each mode over each face; what ends alike over HTTP comes twice in the long run."""
+    return [
+        pytest.param(
+            mode,
+            face,
+            marks=pytest.mark.long
+            if face == "http-legacy" and "http" in faces_of(mode) and alike(mode)
+            else (),
+        )
+        for mode in modes
+        for face in faces_of(mode)
+    ]
 
 
 def expected(mode: str, face: Face) -> Ends:
@@ -291,7 +312,7 @@ class Neighbour:
                 assert result.body["content"][0]["text"] == str(made)
                 made += 1
                 first.set()
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.02)
 
         calling = asyncio.create_task(call())
         try:
@@ -307,7 +328,7 @@ class Neighbour:
 @pytest.fixture(scope="module")
 async def neighbour(anyio_backend: str) -> AsyncIterator[Neighbour]:
     session = await Session.open(
-        over_stdio("echo.py"),
+        over_stdio("sleeper.py", "--journal", os.devnull),
         connect_timeout_s=PATIENCE_S,
         stop_grace_s=2.0,
         max_result_bytes=MAX_RESULT_BYTES,
@@ -323,14 +344,6 @@ def quiet_collector() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-@contextmanager
-def never_stalls(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail if one callback held the event loop for too long; starting a process is left out."""
-    with watch_callbacks(monkeypatch) as held:
-        yield
-    assert held.longest_s < LONGEST_STALL_S
 
 
 async def call(session: Session, mode: str, deadline_s: float = DEADLINE_S) -> Any:
@@ -387,20 +400,20 @@ async def test_a_misbehaving_server_costs_its_own_call_only(
     standing: dict[Face, Faulty],
     reader: LargeReader,
     neighbour: Neighbour,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ends = expected(mode, face)
-    async with server_for(mode, face, tmp_path / "journal", standing, reader) as server:
-        session = await server.open()
-        await call(session, "behave", PATIENCE_S)
-        effects = server.count("effect")
-        async with neighbour.in_use():
-            with never_stalls(monkeypatch):
-                await ends_as(ends, session, mode)
-        assert server.count("effect") - effects == ends.effects
-        if ends.code is None and mode != "stop_reading":
-            assert not session.poisoned
-            await ends_as(OK, session, "behave")
+    for attempt in attempts(most=STALL):
+        async with server_for(mode, face, tmp_path / "journal", standing, reader) as server:
+            session = await server.open()
+            await call(session, "behave", PATIENCE_S)
+            effects = server.count("effect")
+            async with neighbour.in_use():
+                with attempt:
+                    await ends_as(ends, session, mode)
+            assert server.count("effect") - effects == ends.effects
+            if ends.code is None and mode != "stop_reading":
+                assert not session.poisoned
+                await ends_as(OK, session, "behave")
 
 
 @requirement("faults:typed-in-time", "session:http-status")
@@ -434,15 +447,15 @@ async def test_a_list_of_tools_that_cannot_be_taken_says_what_is_wrong_with_it(
     tmp_path: Path,
     reader: LargeReader,
     neighbour: Neighbour,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with faulty(face, tmp_path / "journal", "--start", mode) as server:
-        server.reader = reader
-        limit_s = LATE_S if mode == "no_page" else PATIENCE_S
-        session = await server.open(connect_timeout_s=limit_s)
-        async with neighbour.in_use():
-            with never_stalls(monkeypatch), pytest.raises(FleetError) as caught:
-                await session.list_tools()
+    limit_s = LATE_S if mode == "no_page" else PATIENCE_S
+    for attempt in attempts(most=STALL):
+        async with faulty(face, tmp_path / "journal", "--start", mode) as server:
+            server.reader = reader
+            session = await server.open(connect_timeout_s=limit_s)
+            async with neighbour.in_use():
+                with attempt, pytest.raises(FleetError) as caught:
+                    await session.list_tools()
     assert caught.value.code is STARTS[mode].code, caught.value.message
     assert IN_LISTING[mode] in caught.value.message
     assert "server faulty" in caught.value.message
@@ -451,14 +464,15 @@ async def test_a_list_of_tools_that_cannot_be_taken_says_what_is_wrong_with_it(
 @requirement("listing:bounded", "faults:loop-runs-on")
 @pytest.mark.parametrize(("mode", "face"), cases(["hostile_page"]))
 async def test_a_large_page_of_the_worst_json_is_taken_without_holding_the_loop(
-    mode: str, face: Face, tmp_path: Path, reader: LargeReader, monkeypatch: pytest.MonkeyPatch
+    mode: str, face: Face, tmp_path: Path, reader: LargeReader
 ) -> None:
     async with faulty(face, tmp_path / "journal", "--start", mode) as server:
         server.reader = reader
         session = await server.open()
-        with never_stalls(monkeypatch):
-            tools = await session.list_tools()
-    assert [tool["name"] for tool in tools] == [f"tool_{n}" for n in range(6)]
+        for attempt in attempts(most=TOOL_STALL):
+            with attempt:
+                tools = await session.list_tools()
+    assert [tool["name"] for tool in tools] == [f"tool_{n}" for n in range(24)]
     assert all(len(tool["inputSchema"]["x-worst"]) == 60_000 for tool in tools)
 
 

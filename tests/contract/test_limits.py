@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -329,12 +330,16 @@ async def test_the_share_is_that_of_one_of_the_processes_that_asked_lately(
 async def test_after_the_first_call_that_noticed_none_waits_for_redis(process: Process) -> None:
     own = [bucket(calls=1_000_000, burst=1_000_000)]
     process.signal(signal.SIGSTOP)
-    await process.take(own)
-    begun = time.perf_counter()
-    for _ in range(200):
-        await process.take(own)
-        await process.take(own, by_share=False)
-    assert (time.perf_counter() - begun) / 400 < 0.001
+
+    async def took_s(*, by_share: bool) -> float:
+        begun = time.perf_counter()
+        await process.take(own, by_share=by_share)
+        return time.perf_counter() - begun
+
+    first_s = await took_s(by_share=True)
+    later_s = [await took_s(by_share=by_share) for by_share in (True, False) * 200]
+    # Whoever waits for Redis waits as long as the first; a busy machine holds up only some.
+    assert statistics.median(later_s) < first_s / 5
 
 
 @requirement("limits:redis-away")

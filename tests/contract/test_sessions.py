@@ -27,6 +27,11 @@ SERVERS = Path(__file__).parent.parent / "servers"
 LIMIT_S = 20.0
 Kind = Literal["stdio", "stdio-legacy", "http", "http-legacy", "http-json"]
 KINDS: tuple[Kind, ...] = ("stdio", "stdio-legacy", "http", "http-legacy", "http-json")
+# Each transport and each revision is in the short run; a child of its own takes a test longest.
+IN_LONG_RUN = {"stdio-legacy"}
+EACH_KIND = [
+    pytest.param(kind, marks=pytest.mark.long if kind in IN_LONG_RUN else ()) for kind in KINDS
+]
 
 
 def stdio(script: str, *args: str, **rest: Any) -> ServerDefinition:
@@ -140,7 +145,7 @@ async def http_upstreams(
         }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=EACH_KIND)
 async def upstream(
     request: pytest.FixtureRequest, tmp_path: Path, http_upstreams: dict[str, tuple[int, Path]]
 ) -> AsyncIterator[Upstream]:
@@ -331,7 +336,7 @@ async def test_a_call_on_a_closed_session_was_never_dispatched(upstream: Upstrea
 
 
 @requirement("session:errors-are-typed")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EACH_KIND)
 async def test_a_server_that_dies_in_a_call_is_a_lost_session(kind: Kind) -> None:
     async with AsyncExitStack() as stack:
         definition = stdio("echo.py", *FLAGS[kind])

@@ -25,10 +25,11 @@ from workers.mark import Mark
 
 SERVERS = Path(__file__).parents[1] / "servers"
 READ = ("echo", "add", "sleep", "meta", "header", "big", "block", "fail")
+MAX_RESULT_BYTES = 4_000_000
 ENVIRONMENT = {
     "TOOLFLEET_WORKER_LEASE": "3",
     "TOOLFLEET_RESEND_AFTER": "1",
-    "TOOLFLEET_MAX_RESULT_BYTES": "100000",
+    "TOOLFLEET_MAX_RESULT_BYTES": str(MAX_RESULT_BYTES),
 }
 LIMIT_S = 30
 
@@ -61,13 +62,18 @@ class Journal:
 
 @dataclass
 class Fleet:
-    """A running fleet: its processes, an operator's client, and the record behind it."""
+    """A running fleet: its processes, an operator's client, and the record behind it.
+
+    ``folder`` has the journals of its servers; its name goes into the versions of echo servers, so
+    that modules that share a fleet can use each other's names.
+    """
 
     local: LocalFleet
     http: httpx2.AsyncClient
     flower: httpx2.AsyncClient
     database: Database
     folder: Path
+    credentials_file: Path
 
     def journal(self, server: str) -> Journal:
         """Return the journal of an echo server."""
@@ -77,13 +83,22 @@ class Fleet:
         """Return the definition of an echo server over stdio that keeps a journal."""
         return {
             "name": name,
+            "version": self.folder.name,
             "transport": "stdio",
             "command": sys.executable,
             "args": [str(SERVERS / "echo.py"), "--journal", str(self.journal(name).path), *flags],
             "tools": {tool: {"delivery": "read"} for tool in READ},
             "pool": {"min_idle": 1, "max_size": 4},
+            # A module may give the name to another server than the one before it did.
+            "changes": {"breaking": "accept"},
             **rest,
         }
+
+    def sleeper(self, name: str, **rest: Any) -> dict[str, Any]:
+        """Return the definition of a server with some of an echo server's tools, quick to start."""
+        definition = self.echo(name, **rest)
+        _, *flags = definition["args"]
+        return {**definition, "args": ["-I", "-S", str(SERVERS / "sleeper.py"), *flags]}
 
     @asynccontextmanager
     async def echo_http(self, name: str, *flags: str, **rest: Any) -> AsyncIterator[dict[str, Any]]:
@@ -114,6 +129,15 @@ class Fleet:
         await self.local.wait_ready(names, within_s)
         for name in names:
             await until(partial(self.fresh, name), within_s=within_s)
+
+    async def clear(self) -> None:
+        """Remove every server; return once their workers have gone."""
+        for server in (await self.http.get("/v1/servers")).json()["servers"]:
+            await self.http.delete(f"/v1/servers/{server['name']}")
+        await until(
+            lambda: not any(name.startswith("worker:") for name in self.local.children),
+            within_s=LIMIT_S,
+        )
 
     async def fresh(self, name: str) -> bool:
         """Say whether a server's tools are known."""
@@ -182,7 +206,11 @@ class Fleet:
 async def running(
     folder: Path, *, credentials_file: Path | None = None, **options: Any
 ) -> AsyncIterator[Fleet]:
-    """Run a fleet with everything in it."""
+    """Run a fleet; ``options`` are those of `LocalFleet`."""
+    if credentials_file is None:
+        credentials_file = folder / "credentials.json"
+        credentials_file.touch(mode=0o600)
+        credentials_file.write_text("{}")
     settings = Settings(
         data_dir=folder / "data", database_url="", redis_url="", credentials_file=credentials_file
     )
@@ -199,7 +227,7 @@ async def running(
                 timeout=60,
             ) as flower,
         ):
-            yield Fleet(local, http, flower, database, folder)
+            yield Fleet(local, http, flower, database, folder, credentials_file)
         await database.close()
 
 

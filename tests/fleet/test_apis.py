@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.fleet.driver import Fleet, running
+from tests.fleet.driver import Fleet
 from tests.requirements import requirement
 from tests.shop import CREDENTIAL, Shop, running_shop, shop_definition
 
@@ -31,18 +30,15 @@ async def shop(anyio_backend: str, folder: Path) -> AsyncIterator[Shop]:
 
 
 @pytest.fixture(scope="module")
-async def fleet(shop: Shop, folder: Path) -> AsyncIterator[Fleet]:
-    credentials = folder / "credentials.json"
-    credentials.touch(mode=0o600)
-    credentials.write_text(json.dumps({who: {"shop": SECRETS[who]} for who in SECRETS}))
+async def fleet(shop: Shop, empty_fleet: Fleet) -> Fleet:
+    secrets = json.dumps({who: {"shop": SECRETS[who]} for who in SECRETS})
+    empty_fleet.credentials_file.write_text(secrets)
     pool = {"min_idle": 1, "max_size": 4}
-    async with AsyncExitStack() as stack:
-        fleet = await stack.enter_async_context(running(folder, credentials_file=credentials))
-        await fleet.serve(
-            shop_definition(shop.url, credentials=CREDENTIAL, pool=pool),
-            {**shop_definition("http://127.0.0.1:9/v1", pool=pool), "name": "closed"},
-        )
-        yield fleet
+    await empty_fleet.serve(
+        shop_definition(shop.url, credentials=CREDENTIAL, pool=pool),
+        {**shop_definition("http://127.0.0.1:9/v1", pool=pool), "name": "closed"},
+    )
+    return empty_fleet
 
 
 def seen(call: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from registry import catalog, ingest
 from registry.definitions import parse_definition
-from tests.fleet.driver import SERVERS, Fleet, living
+from tests.fleet.driver import MAX_RESULT_BYTES, SERVERS, Fleet, living
 from tests.ledger import listed
 from tests.requirements import requirement
 from tests.waiting import until
@@ -29,6 +29,7 @@ MODERN, LEGACY = "2026-07-28", "2025-11-25"
 async def fleet(empty_fleet: Fleet) -> AsyncIterator[Fleet]:
     fleet = empty_fleet
     few_calls = {"min_idle": 1, "max_size": 2, "max_calls": 3}
+    quick = {"block": {"timeout_s": 0.3, "delivery": "read"}, "sleep": {"delivery": "read"}}
     odd = {"name": "odd", "transport": "stdio", "command": sys.executable}
     async with fleet.echo_http("web") as web, fleet.echo_http("old", "--legacy") as old:
         local = fleet.echo(
@@ -38,7 +39,7 @@ async def fleet(empty_fleet: Fleet) -> AsyncIterator[Fleet]:
             local,
             web,
             old,
-            fleet.echo("short", pool=few_calls),
+            fleet.sleeper("short", pool=few_calls, tools=quick),
             {**odd, "args": [str(SERVERS / "odd.py")]},
         )
         yield fleet
@@ -86,7 +87,7 @@ async def test_personal_data_is_gone_from_what_is_returned_and_stored(fleet: Fle
 
 @requirement("fleet:prewarmed")
 async def test_the_first_call_after_start_up_spawns_nothing(fleet: Fleet) -> None:
-    await fleet.serve(fleet.echo("warm"))
+    await fleet.serve(fleet.sleeper("warm"))
     worker = fleet.worker("warm").pid
     there = {mark for _, mark in marked(lambda mark: mark.worker_pid == worker)}
     run = await fleet.run()
@@ -160,15 +161,13 @@ async def test_a_call_without_an_answer_times_out_and_its_outcome_is_unknown(fle
 
 @requirement("fleet:typed-ends")
 async def test_a_read_without_an_answer_times_out(fleet: Fleet) -> None:
-    quick = fleet.echo("quick", tools={"block": {"timeout_s": 0.3, "delivery": "read"}})
-    await fleet.serve(quick)
-    call = await fleet.call(await fleet.run(), "quick_block", seconds=60)
+    call = await fleet.call(await fleet.run(), "short_block", seconds=60)
     assert (call["state"], call["error"]["code"]) == ("failed", "call_timeout")
 
 
 @requirement("fleet:typed-ends")
 async def test_a_result_over_the_limit_is_refused(fleet: Fleet) -> None:
-    call = await fleet.call(await fleet.run(), "local_big", size=200_000)
+    call = await fleet.call(await fleet.run(), "local_big", size=MAX_RESULT_BYTES + 1)
     assert (call["state"], call["error"]["code"]) == ("failed", "result_too_large")
 
 

@@ -22,7 +22,7 @@ from sqlalchemy import text
 
 from registry import catalog, ingest
 from registry.definitions import parse_definition
-from tests.fleet.driver import ENVIRONMENT, LIMIT_S, SERVERS, Fleet, running
+from tests.fleet.driver import LIMIT_S, SERVERS, Fleet
 from tests.ledger import listed
 from tests.requirements import requirement
 from tests.waiting import until
@@ -94,6 +94,7 @@ class Story:
 
     fleet: Fleet
     credentials: Credentials
+    tenants: list[str]
     seen: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     """The credentials' hashes that a tenant's calls of a server saw."""
     served: dict[str, set[str]] = field(default_factory=dict)
@@ -168,8 +169,8 @@ async def web(name: str, inject: str, variable: str) -> AsyncIterator[dict[str, 
         await process.wait()
 
 
-def give_out(credentials: Credentials) -> None:
-    for tenant in TENANTS:
+def give_out(credentials: Credentials, tenants: list[str]) -> None:
+    for tenant in tenants:
         credentials.give(tenant, "many")
     for tenant in FEW:
         credentials.give(tenant, "header", scheme="Bearer ")
@@ -183,16 +184,17 @@ def give_out(credentials: Credentials) -> None:
     credentials.write()
 
 
-@pytest.fixture(scope="module")
-async def story(anyio_backend: str, folder: Path) -> AsyncIterator[Story]:
+@pytest.fixture(
+    scope="module",
+    params=[24, pytest.param(len(TENANTS), marks=pytest.mark.long)],
+    ids="{}-tenants".format,
+)
+async def story(empty_fleet: Fleet, request: pytest.FixtureRequest) -> AsyncIterator[Story]:
     """Everything that these tests look at: every call was made, and has ended."""
-    credentials = Credentials(folder / "credentials.json")
-    give_out(credentials)
+    fleet, tenants = empty_fleet, TENANTS[: request.param]
+    credentials = Credentials(fleet.credentials_file)
+    give_out(credentials, tenants)
     async with AsyncExitStack() as stack:
-        environment = {**ENVIRONMENT, "TOOLFLEET_MAX_RESULT_BYTES": "1000000"}
-        fleet = await stack.enter_async_context(
-            running(folder, credentials_file=credentials.path, environment=environment)
-        )
         await fleet.serve(
             stdio("many"),
             stdio("leaky", pool={"max_size": 4, "rebuild_per_s": 100}),
@@ -201,7 +203,7 @@ async def story(anyio_backend: str, folder: Path) -> AsyncIterator[Story]:
             await stack.enter_async_context(web("meta", "meta", META_NAME)),
         )
         await serve_stillborn(fleet)
-        story = Story(fleet, credentials)
+        story = Story(fleet, credentials, tenants)
         async with Redis.from_url(fleet.local.redis_url) as redis, redis.pubsub() as pubsub:
             await pubsub.psubscribe(PROGRESS_CHANNEL + "*")
             await make_calls(story)
@@ -221,7 +223,7 @@ async def serve_stillborn(fleet: Fleet) -> None:
 
 async def make_calls(story: Story) -> None:
     wanted = [
-        *((tenant, "many") for tenant in TENANTS),
+        *((tenant, "many") for tenant in story.tenants),
         *((tenant, server) for tenant in FEW for server in ("header", "meta")),
     ] * CALLS_EACH
     random.shuffle(wanted)
@@ -244,7 +246,7 @@ async def make_calls(story: Story) -> None:
 
 
 @requirement("credentials:own", "credentials:scope")
-async def test_every_call_of_a_hundred_tenants_sees_its_own_credential_and_no_other(
+async def test_every_call_of_many_tenants_sees_its_own_credential_and_no_other(
     story: Story,
 ) -> None:
     expected = {
@@ -253,12 +255,12 @@ async def test_every_call_of_a_hundred_tenants_sees_its_own_credential_and_no_ot
         if server != "steady"
     }
     assert {of: seen for of, seen in story.seen.items() if of in expected} == expected
-    assert len(expected) == len(TENANTS) + 2 * len(FEW)
+    assert len(expected) == len(story.tenants) + 2 * len(FEW)
 
 
 @requirement("credentials:scope")
 async def test_no_session_ever_serves_two_tenants(story: Story) -> None:
-    assert len(story.served) >= len(TENANTS)
+    assert len(story.served) >= len(story.tenants)
     assert {one: tenants for one, tenants in story.served.items() if len(tenants) > 1} == {}
 
 
@@ -337,7 +339,7 @@ async def test_a_credential_in_a_progress_message_is_replaced(story: Story) -> N
 @requirement("credentials:secret")
 async def test_no_answer_has_it(story: Story) -> None:
     answers = json.dumps(story.answers)
-    assert len(story.answers) > CALLS_EACH * len(TENANTS)
+    assert len(story.answers) > CALLS_EACH * len(story.tenants)
     assert story.credentials.found_in(answers) == set()
 
 
@@ -389,7 +391,7 @@ async def content(redis: Redis, key: bytes) -> str:
 
 @requirement("credentials:secret")
 async def test_no_log_of_any_process_has_it(story: Story) -> None:
-    logs = list((story.fleet.folder / "data" / "logs").iterdir())
+    logs = list((story.fleet.local.folder.path / "logs").iterdir())
     assert {"worker-many.log", "worker-leaky.log", "api.log"} <= {log.name for log in logs}
     await story.fleet.http.post("/v1/servers/stillborn/refresh")
     failing = next(log for log in logs if log.name == "worker-stillborn.log")
@@ -416,4 +418,4 @@ async def test_neither_flower_nor_the_metrics_have_it(story: Story) -> None:
 @requirement("credentials:secret")
 async def test_a_search_for_it_would_find_it(story: Story) -> None:
     file = story.credentials.path.read_text()
-    assert len(story.credentials.found_in(file)) >= 2 * (len(TENANTS) + 2 * len(FEW))
+    assert len(story.credentials.found_in(file)) >= 2 * (len(story.tenants) + 2 * len(FEW))

@@ -18,17 +18,14 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
-WORKERS = {"twin": 2}
-
 
 @pytest.fixture(scope="module")
-async def fleet(empty_fleet: Fleet) -> Fleet:
-    fleet = empty_fleet
-    await fleet.serve(
-        fleet.echo("twin", pool={"min_idle": 1, "max_size": 2}),
-        fleet.echo("solo", pool={"min_idle": 1, "max_size": 1}),
+async def fleet(own_fleet: Fleet) -> Fleet:
+    await own_fleet.serve(
+        own_fleet.sleeper("twin", pool={"min_idle": 1, "max_size": 2}),
+        own_fleet.sleeper("solo", pool={"min_idle": 1, "max_size": 1}),
     )
-    return fleet
+    return own_fleet
 
 
 @pytest.fixture(autouse=True)

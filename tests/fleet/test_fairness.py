@@ -33,7 +33,7 @@ IN_HAND = 4
 
 @pytest.fixture(scope="module")
 async def fleet(empty_fleet: Fleet) -> Fleet:
-    await empty_fleet.serve(empty_fleet.echo("shared", pool={"min_idle": 1, "max_size": 1}))
+    await empty_fleet.serve(empty_fleet.sleeper("shared", pool={"min_idle": 1, "max_size": 1}))
     return empty_fleet
 
 

@@ -15,23 +15,19 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.fleet.driver import ENVIRONMENT, Fleet, running
+from tests.fleet.driver import MAX_RESULT_BYTES, Fleet
 from tests.requirements import requirement
 
 pytestmark = pytest.mark.anyio
 
 MAIL = "jane.doe@example.com"
-LIMITS = {"TOOLFLEET_MAX_RESULT_BYTES": "10000000", "TOOLFLEET_INLINE_RESULT_BYTES": "262144"}
 
 
 @pytest.fixture(scope="module")
-async def fleet(anyio_backend: str, folder: Path) -> AsyncIterator[Fleet]:
-    async with (
-        running(folder, environment={**ENVIRONMENT, **LIMITS}) as fleet,
-        fleet.echo_http("web") as web,
-    ):
-        await fleet.serve(fleet.echo("local"), web)
-        yield fleet
+async def fleet(empty_fleet: Fleet) -> AsyncIterator[Fleet]:
+    async with empty_fleet.echo_http("web") as web:
+        await empty_fleet.serve(empty_fleet.echo("local"), web)
+        yield empty_fleet
 
 
 async def tenant(fleet: Fleet, name: str) -> httpx2.AsyncClient:
@@ -106,5 +102,7 @@ async def test_a_result_under_the_limit_is_in_its_call(fleet: Fleet, server: str
 
 @requirement("fleet:typed-ends")
 async def test_a_result_over_every_limit_is_refused(fleet: Fleet) -> None:
-    call = await fleet.call(await fleet.run(), "local_around", text=MAIL, size=11_000_000)
+    call = await fleet.call(
+        await fleet.run(), "local_around", text=MAIL, size=MAX_RESULT_BYTES + 1_000
+    )
     assert (call["state"], call["error"]["code"]) == ("failed", "result_too_large")

@@ -14,7 +14,6 @@ from tests.vendor import running_vendor
 
 pytestmark = [pytest.mark.anyio, pytest.mark.long, pytest.mark.timeout(180)]
 
-WORKERS = {"paced": 2, "tripping": 2}
 SESSIONS = 4
 
 

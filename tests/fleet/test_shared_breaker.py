@@ -17,7 +17,6 @@ from workers.breaker_redis import redis_key
 
 pytestmark = pytest.mark.anyio
 
-WORKERS = {"twin": 2}
 OPEN_FOR_MS = 30_000
 
 

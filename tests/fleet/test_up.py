@@ -17,7 +17,7 @@ import httpx2
 import psutil
 import pytest
 
-from compose.local import LocalFleet
+from tests.fleet.driver import Fleet
 from tests.requirements import requirement
 
 COMMAND = [sys.executable, "-m", "compose.cli"]
@@ -203,8 +203,9 @@ def test_the_url_variables_are_honoured(tmp_path: Path, database_url: str, redis
 @pytest.mark.anyio
 @requirement("local:one-worker-per-server")
 async def test_a_fleet_in_this_process_says_when_a_servers_worker_is_ready(
-    fleet: LocalFleet,
+    empty_fleet: Fleet,
 ) -> None:
+    fleet = empty_fleet.local
     key = {"Authorization": f"Bearer {fleet.operator_key}"}
     async with httpx2.AsyncClient(base_url=fleet.api_url, headers=key) as client:
         await client.post("/v1/servers", json=TIME_SERVER)

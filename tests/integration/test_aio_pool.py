@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError, TimeLimitExceeded
+from redis import Redis
 
 from tests.requirements import requirement
 from tests.waiting import until_true
@@ -25,6 +26,7 @@ class PoolWorker:
     """A worker process, a plain client of it, and the journal of its coroutines."""
 
     def __init__(self, redis_url: str, folder: Path) -> None:
+        self.redis_url = redis_url
         self.journal = folder / "journal"
         self.journal.touch()
         self.client = Celery(broker=redis_url, backend=redis_url)
@@ -37,7 +39,7 @@ class PoolWorker:
         return self.client.send_task("pool.sleep", (name, seconds), queue="pool", **options)
 
     def inspect(self, what: str) -> Any:
-        inspector = self.client.control.inspect(timeout=1)
+        inspector = self.client.control.inspect(timeout=1, limit=1)
         return (getattr(inspector, what)() or {}).get("pool@test")
 
     def events(self, name: str) -> list[str]:
@@ -58,14 +60,52 @@ class PoolWorker:
     def await_event(self, name: str, event: str) -> None:
         until_true(lambda: event in self.events(name), f"{name} has {event}")
 
+    def clear(self) -> None:
+        """Take everything from it that runs or waits, and forget what it did."""
+        self.client.control.purge()
+
+        def nothing_is_left() -> bool:
+            held = [*(self.inspect("active") or ()), *(self.inspect("reserved") or ())]
+            for task in held:
+                self.client.control.revoke(task["id"], terminate=True)
+            return not held
+
+        until_true(nothing_is_left, "nothing runs or waits")
+        self.journal.write_text("")
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        self.client.close()
+
+
+@pytest.fixture(scope="module")
+def living(_redis_url: str) -> Iterator[list[PoolWorker]]:
+    """The worker of the tests that left it alive, if there is one: a start takes seconds."""
+    with Redis.from_url(_redis_url) as client:
+        client.flushall()
+    workers: list[PoolWorker] = []
+    yield workers
+    for worker in workers:
+        worker.end()
+
 
 @pytest.fixture
-def worker(redis_url: str, tmp_path: Path) -> Iterator[PoolWorker]:
-    worker = PoolWorker(redis_url, tmp_path)
+def worker(
+    living: list[PoolWorker], _redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PoolWorker]:
+    """A worker that has nothing to do."""
+    if not living:
+        living.append(PoolWorker(_redis_url, tmp_path_factory.mktemp("pool")))
+    (worker,) = living
     yield worker
-    worker.process.kill()
-    worker.process.wait(10)
-    worker.client.close()
+    if worker.process.poll() is None:
+        worker.clear()
+    else:
+        worker.end()
+        living.clear()
+        with Redis.from_url(_redis_url) as client:
+            client.flushall()
 
 
 @requirement("pool:revoke-one")
@@ -143,20 +183,18 @@ def test_a_warm_shutdown_lets_running_coroutines_be_cancelled_and_ends_well(
 
 @requirement("pool:cold-shutdown")
 def test_a_cold_shutdown_cancels_and_leaves_the_message_for_the_next_worker(
-    worker: PoolWorker, redis_url: str, tmp_path: Path
+    worker: PoolWorker, tmp_path: Path
 ) -> None:
     worker.send("twice", 2)
     worker.await_event("twice", "started")
     worker.process.send_signal(signal.SIGQUIT)
     worker.process.wait(30)
     assert worker.events("twice") == ["started", "cancelled"]
-    again = PoolWorker(redis_url, tmp_path)
+    again = PoolWorker(worker.redis_url, tmp_path)
     try:
         again.await_event("twice", "finished")
     finally:
-        again.process.kill()
-        again.process.wait(10)
-        again.client.close()
+        again.end()
 
 
 @requirement("pool:queued-revoke")

@@ -149,7 +149,7 @@ MODES: dict[str, Mode] = {
     "many_tools": Mode("lists 10,000 tools in one page", at="start"),
     "many_pages": Mode("lists 300 tools in each page, page after page", at="start"),
     "many_bytes": Mode("lists tools of 1 MB in each page, page after page", at="start"),
-    "hostile_page": Mode("lists tools with 1 MB of the worst JSON", at="start"),
+    "hostile_page": Mode("lists tools with 4 MB of the worst JSON", at="start"),
     "page_is_list": Mode("sends a list in the place of a page of tools", at="start"),
     "large_page_is_list": Mode("sends a large list in the place of a page of tools", at="start"),
     "tools_are_text": Mode("sends a text in the place of its tools", at="start"),
@@ -331,7 +331,7 @@ def page(cursor: str | None) -> Any:
         "many_bytes": [
             {**tool, "name": f"tool_{number}_{n}", "description": "x" * 100_000} for n in range(10)
         ],
-        "hostile_page": [{"name": f"tool_{n}", "inputSchema": worst} for n in range(6)],
+        "hostile_page": [{"name": f"tool_{n}", "inputSchema": worst} for n in range(24)],
         "tools_are_text": "behave",
         "tools_are_texts": list(MODES),
         "large_tools_are_texts": list(MODES) * 1_000,

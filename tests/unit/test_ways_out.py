@@ -18,6 +18,7 @@ HOMES = {
     "workers/openapi_http.py": {"GuardedTransport", "AsyncClient"},
     # Clients of our own API, at the address that whoever runs the command gave.
     "compose/api_client.py": {"Client"},
+    "compose/bridge/endpoint.py": {"AsyncClient"},
     "compose/local.py": {"AsyncClient"},
     "compose/demo/tenant.py": {"AsyncClient"},
     "compose/bench/rig.py": {"AsyncClient"},

@@ -1,0 +1,1 @@
+"""What only whole fleets can show: processes of the product, real servers, callers outside."""
