@@ -1922,7 +1922,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "A rotated refresh token is in the record before anybody uses what came with it.",
     ),
     "broker:ahead": (
-        "issue: credential broker",
+        "own decision",
         "Tokens are renewed at 80 % of their life, give or take, while the old ones serve.",
     ),
     "broker:dead-renewer": (
@@ -1946,7 +1946,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "What a caller authenticates with never reaches a server.",
     ),
     "broker:kinds": (
-        "issue: credential broker",
+        "own decision",
         "Secrets may be static, of files, variables or a Vault, or be got by OAuth 2.1.",
     ),
     "broker:order": (
@@ -1982,11 +1982,11 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "What is wrong with a credential is named by its path, and nothing of it is quoted.",
     ),
     "broker:operators": (
-        "issue: credential broker",
+        "own decision",
         "Credentials are set, shown and removed by operators alone.",
     ),
     "broker:vault": (
-        "issue: credential broker",
+        "own decision",
         "Secrets and encryption keys may be kept by a Vault; its login and leases are respected.",
     ),
     "broker:command": (
