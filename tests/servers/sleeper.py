@@ -39,6 +39,7 @@ TOOLS = [
 ]
 
 cancelled: dict[Any, threading.Event] = {}
+working: dict[int, threading.Thread] = {}
 """The calls under way, by the ids of their requests."""
 writing = threading.Lock()
 
@@ -117,11 +118,14 @@ def main() -> None:
         if request["method"] == "notifications/cancelled":
             if event := cancelled.get(request["params"]["requestId"]):
                 event.set()
+                # It notes that before stdin may end, and this process with it.
+                working[request["params"]["requestId"]].join()
         elif request["method"] == "tools/call":
             if request["params"]["name"] == "block":
                 time.sleep(request["params"]["arguments"]["seconds"])  # deaf to everything
             cancelled[request["id"]] = threading.Event()
-            threading.Thread(target=call, args=[request], daemon=True).start()
+            working[request["id"]] = threading.Thread(target=call, args=[request], daemon=True)
+            working[request["id"]].start()
         elif "id" in request:
             send({"id": request["id"], **answer(request)})
 
