@@ -624,6 +624,11 @@ async def test_another_tenants_ids_are_unknown_on_every_route(served: Target) ->
     waiting = await served.ask(alice, run, "echo_echo", text="another canary of alice")
     large = await served.call(alice, run, "echo_around", text="the canary of alice", size=400_000)
     artifact = re.findall(r"/v1/artifacts/([0-9a-f]{32})", json.dumps(large["result"]))[0]
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "alice"}}
+    begun = await alice.post(
+        "/mcp", json={"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello}
+    )
+    session = {"mcp-session-id": begun.headers["mcp-session-id"]}
     of = {"run_id": [run["id"]], "call_id": [call["id"], waiting.json()["id"]]}
     of |= {"artifact_id": [artifact], "name": ["alice"]}
     tried = 0
@@ -634,10 +639,12 @@ async def test_another_tenants_ids_are_unknown_on_every_route(served: Target) ->
             submitted = {"tool": "echo_echo", "arguments": {"text": "mine"}}
             bodies = {"calls": submitted, "answers": {"answers": {"q1": {"result": {}}}}}
             body = bodies.get(path.rpartition("/")[2], {"reason": "mine"})
-            answer = await mallory.request(method, path, params={"query": "text"}, json=body)
-            # To go on with a session that is not there is a bad request, whosever it would be.
-            refused = {400, 403, 404} if path.startswith("/mcp/") else {403, 404}
-            assert answer.status_code in refused, (method, path, answer.text)
+            if path.startswith("/mcp/"):
+                body = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+            answer = await mallory.request(
+                method, path, params={"query": "text"}, json=body, headers=session
+            )
+            assert answer.status_code in {403, 404}, (method, path, answer.text)
             assert "canary" not in everything_of(answer)
             tried += 1
     assert tried >= 15
