@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -97,34 +97,44 @@ class ToolChanges:
         """Return a subscription to changes of the tools, if that is wanted."""
         if wanted.get("toolsListChanged") is not True:
             return None
-        return _ToolSubscription(self._changes, asked, await _offered(asked, now=True))
+        return Lists(self._changes, asked, _offered, await _offered(asked, now=True))
 
 
-class _ToolSubscription:
-    honoured: Final = {"toolsListChanged": True}
+class Lists:
+    """A subscription to changes of lists, by the digests that ``read`` returns of them."""
 
-    def __init__(self, changes: Changes, asked: Asked, seen: str) -> None:
+    def __init__(
+        self,
+        changes: Changes,
+        asked: Asked,
+        read: Callable[[Asked], Awaitable[Mapping[str, str]]],
+        seen: Mapping[str, str],
+    ) -> None:
+        self.honoured = {f"{name}ListChanged": True for name in seen}
         self._changes = changes
         self._asked = asked
-        self._seen = seen
+        self._read = read
+        self._seen = dict(seen)
 
     async def watch(self, tell: Notify) -> None:
-        """Tell of each change of the tools."""
+        """Tell of each change of the lists."""
         with self._changes.listening() as bell:
             while True:
                 try:
-                    digest = await _offered(self._asked)
+                    found = await self._read(self._asked)
                 except FleetError as error:
-                    logger.debug("what %s is offered: %s", self._asked.actor.label, error)
+                    logger.debug("what %s may see: %s", self._asked.actor.label, error)
                 else:
-                    if digest != self._seen:
-                        self._seen = digest
-                        await tell("notifications/tools/list_changed", {})
+                    for name, seen in self._seen.items():
+                        if found[name] != seen:
+                            self._seen[name] = found[name]
+                            await tell(f"notifications/{name}/list_changed", {})
                 await bell.wait()
                 bell.clear()
 
 
-async def _offered(asked: Asked, *, now: bool = False) -> str:
+async def _offered(asked: Asked, *, now: bool = False) -> dict[str, str]:
     run = await asked.run()
     servers = [asked.server] if asked.server is not None else None
-    return (await asked.operations.offered(asked.actor, run.tenant, servers, now=now)).digest
+    offered = await asked.operations.offered(asked.actor, run.tenant, servers, now=now)
+    return {"tools": offered.digest}

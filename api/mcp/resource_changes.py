@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from api.mcp.asked import INVALID_PARAMS, INVALID_REQUEST, Answered, Asked, Notify, RpcError
-from api.mcp.changes import Changes, Subscription
+from api.mcp.changes import Changes, Lists, Subscription
 from api.mcp.lists import digests
 from api.mcp.passage import named, resource, text_of
 from api.mcp.uris import shown
@@ -253,31 +253,5 @@ class ListChanges:
         lists = [it for it in ("prompts", "resources") if wanted.get(f"{it}ListChanged") is True]
         if not lists:
             return None
-        return _Lists(self._changes, asked, lists, await digests(asked, now=True))
-
-
-class _Lists:
-    def __init__(
-        self, changes: Changes, asked: Asked, lists: list[str], seen: dict[str, str]
-    ) -> None:
-        self.honoured = {f"{it}ListChanged": True for it in lists}
-        self._changes = changes
-        self._asked = asked
-        self._lists = lists
-        self._seen = seen
-
-    async def watch(self, tell: Notify) -> None:
-        """Tell of each change of the lists."""
-        with self._changes.listening() as bell:
-            while True:
-                try:
-                    found = await digests(self._asked)
-                except FleetError as error:
-                    logger.debug("what %s may see: %s", self._asked.actor.label, error)
-                else:
-                    for name in self._lists:
-                        if found[name] != self._seen[name]:
-                            await tell(f"notifications/{name}/list_changed", {})
-                    self._seen = found
-                await bell.wait()
-                bell.clear()
+        seen = await digests(asked, now=True)
+        return Lists(self._changes, asked, digests, {name: seen[name] for name in lists})
