@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 import httpx2
 import psutil
 
-from compose.local import LocalFleet
+from compose.embedded import free_port
+from compose.local import LocalFleet, toolfleet_command
+from compose.process import Process
 from registry import calls
 from registry.database import Database
 from registry.settings import Settings
@@ -193,6 +195,24 @@ class Fleet:
         return psutil.Process(pid)
 
     @asynccontextmanager
+    async def replica(self) -> AsyncIterator[httpx2.AsyncClient]:
+        """Run one more API process of this fleet; yield an operator's client of it."""
+        port = free_port()
+        environment = {**self.local._child_environment(), "TOOLFLEET_API_PORT": str(port)}
+        process = Process(
+            toolfleet_command("api"), log=self.folder / "replica.log", env=environment, grace_s=10
+        )
+        await process.start()
+        try:
+            async with httpx2.AsyncClient(
+                base_url=f"http://127.0.0.1:{port}", headers=self.http.headers, timeout=60
+            ) as http:
+                await until(lambda: ready(http), within_s=LIMIT_S)
+                yield http
+        finally:
+            await process.stop()
+
+    @asynccontextmanager
     async def without(self, child: str) -> AsyncIterator[None]:
         """Keep a part of the fleet down for a while; it comes back at the end."""
         await self.local.children[child].stop()
@@ -200,6 +220,14 @@ class Fleet:
             yield
         finally:
             await self.local.children[child].start()
+            await until(lambda: ready(self.http), within_s=LIMIT_S)
+
+
+async def ready(http: httpx2.AsyncClient) -> bool:
+    """Say whether an API process takes calls."""
+    with suppress(httpx2.TransportError):
+        return (await http.get("/readyz")).is_success
+    return False
 
 
 @asynccontextmanager

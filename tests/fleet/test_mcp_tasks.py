@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -72,6 +73,20 @@ async def test_a_task_whose_api_and_worker_are_killed_is_fetched_from_another_pr
     assert text_of(task["result"]) == "both"
     assert fleet.local.children["api"].program.pid != api
     assert fleet.journal("echo").events("both").count("started") == 2
+
+
+@requirement("mcp:tasks-survive")
+async def test_a_task_is_fetched_from_a_replica_while_the_api_that_made_it_is_gone(
+    fleet: Fleet, client: Stateless
+) -> None:
+    async with fleet.replica() as http:
+        task_id = await started(client, seconds=3, token="replica")
+        await fleet.journal("echo").saw("started", "replica")
+        kill(fleet.local.children["api"].program.pid, fleet.worker("echo").pid)
+        async with fleet.without("api"):
+            task = await ended(replace(client, http=http), task_id)
+    assert task["status"] == "completed", task
+    assert text_of(task["result"]) == "replica"
 
 
 @requirement("mcp:tasks-survive")
