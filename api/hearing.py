@@ -122,7 +122,8 @@ class Hearing:
             heard.confirmed.set()
         elif message["type"] == "message":
             # Anyone who reaches Redis can publish.
-            with suppress(ValueError, TypeError):
+            with suppress(ValueError):
                 body = json.loads(message["data"])
-                for deliver in heard.listeners:
-                    deliver(body)
+                for deliver in tuple(heard.listeners):
+                    with suppress(ValueError, TypeError, LookupError, AttributeError):
+                        deliver(body)

@@ -24,6 +24,7 @@ from api.mcp.asked import (
 )
 from api.mcp.request_state import responses
 from api.mcp.results import result_of
+from api.mcp.uris import shown_result
 from api.waiting import Row, ended
 from registry.calls import CallState
 from registry.errors import Code, FleetError
@@ -177,4 +178,7 @@ async def as_task(asked: Asked, row: Row) -> dict[str, Any]:
     questions = []
     if row["open_questions"] and not ended(row):
         questions = await asked.operations.questions(asked.actor, row["id"])
-    return detailed(row, questions, asked.revision)
+    task = detailed(row, questions, asked.revision)
+    if "result" in task:
+        task["result"] = shown_result(asked, str(row["server_name"]), task["result"])
+    return task

@@ -74,6 +74,21 @@ async def test_a_channel_is_heard_by_each_of_its_listeners_until_it_leaves(
 
 
 @requirement("hearing:one-connection")
+async def test_a_listener_that_cannot_take_a_message_keeps_it_from_no_other(
+    hearing: Hearing, redis: Redis
+) -> None:
+    def choosy(body: dict[str, str]) -> None:
+        raise KeyError(body["nothing"])
+
+    heard: list[object] = []
+    async with hearing.hears("c", choosy), hearing.hears("c", heard.append):
+        await redis.publish("c", "{}")
+        await redis.publish("c", '["other"]')
+        await until(lambda: len(heard) == 2)
+    assert heard == [{}, ["other"]]
+
+
+@requirement("hearing:one-connection")
 async def test_what_is_wanted_is_heard_again_after_the_connection_was_lost(
     hearing: Hearing, redis: Redis
 ) -> None:

@@ -78,6 +78,18 @@ async def got(client: Caller, task_id: str) -> dict[str, Any]:
     return await client.ask(get_task, "tasks/get", taskId=task_id)
 
 
+@requirement("passage:uris")
+async def test_a_link_in_a_tasks_result_is_one_that_can_be_read(
+    acme: tuple[Caller, Worker],
+) -> None:
+    client, worker = acme
+    task_id = await started(client)
+    link = {"type": "resource_link", "name": "a page", "uri": "test://page"}
+    await worker.end(await worker.claim(), result={"content": [link]})
+    task = await got(client, task_id)
+    assert task["result"]["content"] == [{**link, "uri": "toolfleet://demo/test://page"}]
+
+
 # -- when a call becomes a task
 
 
