@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal
 
@@ -16,7 +16,15 @@ from api.auth import operators_only
 from api.operations import Operations
 from api.rest import PROBLEMS, operations_of
 from api.wire import StrictRoute, answer
-from registry import catalog, credential_store, holds, notices, overview, sealing
+from registry import (
+    catalog,
+    credential_store,
+    definition_secrets,
+    holds,
+    notices,
+    overview,
+    sealing,
+)
 from registry.catalog import ServerVersion
 from registry.errors import FleetError
 from registry.stored_credential import CredentialState
@@ -89,6 +97,8 @@ async def check(
         yield finding
     for ailing in await credential_store.ailing(operations.database):
         yield _credential(ailing)
+    if clear := await definition_secrets.in_the_clear(operations.database):
+        yield _in_the_clear(clear)
     async for finding in _servers(operations):
         yield finding
 
@@ -162,6 +172,15 @@ def _credential(row: dict[str, Any]) -> Finding:
         "warning",
         f"it was not renewed, {row['failures']} times in a row: {problem}",
         "it is tried again by itself; until then its token serves as long as it lives",
+    )
+
+
+def _in_the_clear(versions: Sequence[str]) -> Finding:
+    return Finding(
+        "definitions",
+        "warning",
+        f"secrets in the definitions of {', '.join(versions)} lie in the clear in the database",
+        "seal them: `toolfleet credentials rewrap`, with TOOLFLEET_ENCRYPTION_KEYS_FILE set",
     )
 
 

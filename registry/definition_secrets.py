@@ -32,6 +32,10 @@ _PERHAPS: Final = text(
     " OR definition -> 'headers' <> '{}' OR definition ->> 'url' LIKE '%?%' ORDER BY id"
 )
 _BODY: Final = text("SELECT definition FROM server_versions WHERE id = :id FOR UPDATE")
+_BODIES: Final = text(
+    "SELECT definition - 'openapi' AS definition FROM server_versions WHERE id = ANY(:ids)"
+    " ORDER BY id"
+)
 # The states are spelled as in an index of `calls`.
 _APPROVALS: Final = text(
     "SELECT 1 FROM calls WHERE state IN ('queued', 'running', 'awaiting_approval')"
@@ -149,6 +153,15 @@ class DefinitionSecrets:
                 details={"server": body["name"], "secrets": secrets_in(body)},
                 retry_after_s=error.retry_after_s,
             ) from error
+
+
+async def in_the_clear(database: Database) -> list[str]:
+    """Return the versions (``server@version``) whose secrets an earlier release left unsealed."""
+    async with database.transaction() as connection:
+        ids = [row.id for row in await connection.execute(_PERHAPS)]
+        result = await connection.execute(_BODIES, {"ids": ids})
+        bodies = [row.definition for row in result]
+    return [f"{it['name']}@{it['version']}" for it in bodies if unsealed_in(it)]
 
 
 async def seal_older(database: Database, keys: KeyWrapper, *, actor: str) -> dict[str, int]:

@@ -368,6 +368,21 @@ async def test_rewrapping_seals_what_an_earlier_release_stored_in_the_clear(
 
 
 @requirement("sealed:older")
+async def test_the_checkup_names_the_versions_whose_secrets_lie_in_the_clear(api: Api) -> None:
+    plain = {**WEB, "url": "https://mcp.example.com/mcp", "headers": {}}
+    await catalog.add_server(api.database, parse_definition(plain), actor="test")
+
+    async def told() -> list[str]:
+        found = (await api.http.get("/v1/checkup")).json()["findings"]
+        return [it["what"] for it in found if it["check"] == "definitions"]
+
+    assert await told() == []
+    await in_the_clear(api.database, parse_definition(WEB))
+    (what,) = await told()
+    assert "web@1 " in what
+
+
+@requirement("sealed:older")
 async def test_rewrapping_voids_no_approval(database: Database, keys: Keys) -> None:
     ledger = await gated(database)
     id_ = (await catalog.get_server(database, "gate")).id
