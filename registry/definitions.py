@@ -290,6 +290,8 @@ class ServerDefinition(_Strict):
     networks: Annotated[tuple[fields.NetworkName, ...], entries(MOST_ENTRIES)] = ()
     """Networks that are not public and that ``url`` may lead into, such as ``127.0.0.0/8``."""
     tool_prefix: fields.Prefix | None = None
+    cost_tag: Annotated[str, line(64)] | None = None
+    """Who pays for it: a label of the server's metrics (`toolfleet_server_info`)."""
     pool: PoolDefinition = PoolDefinition()
     timeouts: Timeouts = Timeouts()
     health: Health = Health()
@@ -431,6 +433,8 @@ def content_digest(definition: ServerDefinition) -> str:
         del body["quota"]  # so that what was registered before there was this field is the same
     if definition.questions == Questions():
         del body["questions"]  # likewise
+    if definition.cost_tag is None:
+        del body["cost_tag"]  # likewise
     for rule in body["tools"].values():
         if rule["task"] == TaskUse.WHEN_SLOW:
             del rule["task"]

@@ -30,6 +30,7 @@ class Code(Enum):
     UNKNOWN_RUN = ("unknown_run", 404, False)
     UNKNOWN_CALL = ("unknown_call", 404, False)
     UNKNOWN_TOOL = ("unknown_tool", 404, False)
+    UNKNOWN_WORKER = ("unknown_worker", 404, False)
     UNKNOWN_TIER = ("unknown_tier", 404, False)
     UNKNOWN_VERSION = ("unknown_version", 404, False)
     NAME_COLLISION = ("name_collision", 409, False)

@@ -1,18 +1,26 @@
 """Where the fleet runs and how long things may take: one object, read from TOOLFLEET_* once.
 
-Durations are `timedelta`; the environment takes seconds or ISO 8601 (``PT30S``).
+Durations are `timedelta`; the environment takes seconds or ISO 8601 (``PT30S``). What is not in the
+environment may be in files: one a setting, named like its variable, in the folder that
+TOOLFLEET_SECRETS_DIR names. A container's secrets come that way, and are in no `inspect` of it.
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 
 class Settings(BaseSettings):
@@ -28,6 +36,8 @@ class Settings(BaseSettings):
     """Where the embedded servers and the local secrets live."""
     secret_key: SecretStr = SecretStr("")
     """Signs run tokens; `toolfleet up` makes one in the data folder when it is empty."""
+    operator_key: SecretStr = SecretStr("")
+    """A key that `toolfleet migrate` makes an operator's: where the first one comes from."""
 
     api_host: str = "127.0.0.1"
     api_port: int = 8080
@@ -41,7 +51,16 @@ class Settings(BaseSettings):
     """How long a request may take to arrive, headers and body."""
     max_requests: int = 4096
     """Requests that one API process works on at once; the next one is refused (`busy`)."""
+    console_session: timedelta = timedelta(hours=8)
+    """How long somebody stays signed in to the console."""
+    flower_host: str = "127.0.0.1"
     flower_port: int = 5555
+    flower_url: str = ""
+    """Where people reach Flower, behind the console's sign-in; empty: it is not linked to."""
+    flower_api_url: str = ""
+    """Where Flower asks who is signed in; empty: at the API of this machine."""
+    flower_auth: SecretStr = SecretStr("")
+    """``user:password`` that let programs read Flower without a key, its metrics for one."""
 
     default_deadline: timedelta = timedelta(seconds=120)
     """From submit to end, when the caller gives no ``timeout_s``."""
@@ -70,6 +89,8 @@ class Settings(BaseSettings):
 
     worker_lease: timedelta = timedelta(seconds=5)
     """A worker silent for this long is dead; its calls are closed by delivery class."""
+    heartbeat_file: Path | None = None
+    """What a worker and the steward touch every second, for `toolfleet health`: a container's."""
     drain_grace: timedelta = timedelta(seconds=20)
     """How long a stopping worker lets running calls finish before it cancels them."""
     stop_grace: timedelta = timedelta(seconds=2)
@@ -134,6 +155,22 @@ class Settings(BaseSettings):
     vault_transit_key: str = ""
     """A key of Vault's Transit engine that encrypts credentials from now on."""
 
+    trace_ratio: float = Field(default=1.0, ge=0, le=1)
+    """The part of the traces that begin here which is recorded; a caller's ``traceparent`` says
+    itself whether its trace is."""
+    traces_per_s: float = Field(default=50, ge=0)
+    """How many of them each process records a second at most, and as many more of what failed or
+    was slow in a trace that is not recorded."""
+    trace_slow: timedelta = timedelta(seconds=5)
+    """What takes longer counts as slow."""
+    traces_kept: int = Field(default=2_000, ge=0)
+    """How many traces, the newest, are kept in Redis for the console; 0: none."""
+    traces_kept_for: timedelta = timedelta(hours=6)
+    log_format: Literal["pretty", "json"] = "pretty"
+    """What a line of a process's log is."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    """From which level on a process logs."""
+
     audit_key_file: Path | None = None
     """The private key (Ed25519, PEM) that signs the audit's checkpoints, beside its public one;
     by default `audit.key` in the data folder, which `toolfleet up` makes."""
@@ -152,6 +189,20 @@ class Settings(BaseSettings):
     def audit_checkpoints_path(self) -> Path:
         """Return where the audit's checkpoints are kept outside the database."""
         return self.audit_checkpoints or self.data_dir / "audit-checkpoints.jsonl"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment, then the files of the folder of secrets, if one is named."""
+        folder = Path(os.environ.get("TOOLFLEET_SECRETS_DIR") or os.devnull)
+        files = (SecretsSettingsSource(settings_cls, folder),) if folder.is_dir() else ()
+        return (init_settings, env_settings, *files)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -277,6 +277,7 @@ runs = Table(
     Column("servers", ARRAY(Text)),
     CheckConstraint("state IN ('open', 'closed', 'cancelled')", name="state"),
     CheckConstraint("exposure IN ('all', 'search')", name="exposure"),
+    Index("ix_runs_newest", "created_at", "id"),
 )
 
 workers = Table(
@@ -289,6 +290,7 @@ workers = Table(
     Column("started_at", _instant, nullable=False, server_default=_now),
     Column("lease_until", _instant, nullable=False),
     Column("stopped_at", _instant),
+    Column("drain_requested_at", _instant),
 )
 
 calls = Table(
@@ -363,6 +365,21 @@ calls = Table(
         postgresql_where=text("state IN ('queued', 'running', 'awaiting_approval')"),
     ),
     Index("ix_calls_created", "created_at", postgresql_using="brin"),
+    Index("ix_calls_newest", "created_at", "id"),
+    Index(
+        "ix_calls_trace",
+        text("substr(traceparent, 4, 32)"),
+        postgresql_where=text("traceparent IS NOT NULL"),
+    ),
+    Index(
+        "ix_calls_failures",
+        "server_name",
+        text("created_at DESC"),
+        postgresql_where=text(
+            "state IN ('failed', 'expired', 'outcome_unknown')"
+            " AND (error ->> 'code') IS DISTINCT FROM 'breaker_open'"
+        ),
+    ),
 )
 
 artifacts = Table(
@@ -429,6 +446,18 @@ mcp_sessions = Table(
     Column("client", JSONB, nullable=False),
     Column("log_level", Text),
     Column("created_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("ended_at", _instant),
+)
+
+# Who is signed in to the console, by the digest of what the browser keeps.
+console_sessions = Table(
+    "console_sessions",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("key_id", Text),
+    Column("actor", JSONB, nullable=False),
+    Column("created_at", _instant, nullable=False, server_default=func.clock_timestamp()),
+    Column("expires_at", _instant, nullable=False),
     Column("ended_at", _instant),
 )
 
