@@ -18,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import Final
+from typing import Final, Literal
 from urllib.parse import unquote
 
 REPLACEMENT: Final = "[secret]"
@@ -58,23 +58,33 @@ def discreet(text: str) -> str:
 class DiscreetFormatter(logging.Formatter):
     """Format a record, traceback included, without secrets; ``sources`` take out theirs first."""
 
-    def __init__(self, *sources: Callable[[str], str]) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    def __init__(
+        self, *sources: Callable[[str], str], form: Literal["pretty", "json"] = "pretty"
+    ) -> None:
+        from registry.telemetry_logs import formatter
+
+        super().__init__()
         self._sources = sources
+        self._inner = formatter(form, self._clean)
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        line = super().format(record)
+        return self._clean(self._inner.format(record))
+
+    def _clean(self, text: str) -> str:
         for source in self._sources:
-            line = source(line)
-        return discreet(line)
+            text = source(text)
+        return discreet(text)
 
 
 def log_discreetly(*sources: Callable[[str], str]) -> None:
-    """Log to stderr from now on, without secrets."""
+    """Log to stderr from now on, without secrets, as the settings have it."""
+    from registry.settings import get_settings
+
+    settings = get_settings()
     handler = logging.StreamHandler()
-    handler.setFormatter(DiscreetFormatter(*sources))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    handler.setFormatter(DiscreetFormatter(*sources, form=settings.log_format))
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
 
 
 def die_discreetly() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 TRACEPARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -16,6 +16,23 @@ TRACEPARENT: Final = re.compile(
 _LONGEST: Final = {"tracestate": 512, "baggage": 8_192}
 """Characters, as the two recommendations want them to be passed on at least."""
 _PRINTABLE: Final = re.compile(r"[\x20-\x7e]+")
+_SAMPLED: Final = 1
+
+
+class Parent(NamedTuple):
+    """What a ``traceparent`` says: the trace, the span to go on from, whether it is recorded."""
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+
+
+def parent_of(traceparent: str | None) -> Parent | None:
+    """Return what a ``traceparent`` says, of whatever version; None where it says nothing."""
+    if traceparent is None or not TRACEPARENT.fullmatch(traceparent):
+        return None
+    flags = int(traceparent[53:55], 16)
+    return Parent(traceparent[3:35], traceparent[36:52], bool(flags & _SAMPLED))
 
 
 def traceparent_of(carrier: Mapping[str, Any]) -> str | None:

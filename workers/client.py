@@ -1,4 +1,4 @@
-"""The one door to the workers: send a call's message, ask for a stop, look at queues.
+"""The one door to the workers: send a call's message, ask for a stop, look at queues and breakers.
 
 Messages that arrive together are pushed queue by queue, each to the turn that its tenant has
 (see `workers.fair_queue`). One that cannot be sent is no error to the caller: the row is
@@ -21,11 +21,16 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from registry.database import GroupCommit
-from registry.definitions import queue_name
+from registry.definitions import BreakerDefinition, queue_name
+from registry.settings import Settings
+from registry.telemetry import CALL_ID, Kind, Span, Tracer, make_tracer
 from registry.tiers import DEFAULT_PRIORITY
 from workers import fair_queue, limits_redis
 from workers.admission import Admission, Standing
+from workers.breaker_redis import RedisStore
+from workers.breaker_state import BreakerSnapshot
 from workers.celery_app import CALL_TASK, RUN_STAMP, app, fleet_queue
+from workers.kept_traces import MOST_TRACES, TRACES_LAST_S, KeptTraces
 from workers.limits_redis import LOCAL_SHARE, Limiter, RedisLimits
 from workers.signals import (
     ENDED_CHANNEL,
@@ -45,9 +50,11 @@ __all__ = [
     "ENDED_CHANNEL",
     "PROGRESS_CHANNEL",
     "RESOURCES_CHANNEL",
+    "BreakerSnapshot",
     "FleetClient",
     "Message",
     "Standing",
+    "make_client",
 ]
 
 logger = logging.getLogger("toolfleet.client")
@@ -69,13 +76,28 @@ class Message:
 
 
 class FleetClient:
-    """One process's sender of messages and revokes, and its door to the fleet's limits."""
+    """One process's sender of messages and revokes, and its door to the fleet's limits and traces.
+
+    What its ``tracer`` keeps is kept in Redis as well, within ``most_traces`` and their lifetime.
+    """
 
     def __init__(
-        self, redis_url: str, *, celery: Celery = app, local_share: float = LOCAL_SHARE
+        self,
+        redis_url: str,
+        *,
+        celery: Celery = app,
+        local_share: float = LOCAL_SHARE,
+        tracer: Tracer | None = None,
+        most_traces: int = MOST_TRACES,
+        traces_last_s: float = TRACES_LAST_S,
     ) -> None:
         self.redis: Redis = connect(redis_url)
         self.signals = Signals(self.redis)
+        self._breakers = RedisStore(self.redis)
+        self.tracer = tracer or Tracer()
+        self._kept_traces = KeptTraces(self.redis, most_traces, traces_last_s)
+        if most_traces:
+            self.tracer.outlets.append(self._kept_traces.outlet())
         self._limits_redis = limits_redis.connect(redis_url)
         self.limiter = Limiter(RedisLimits(self._limits_redis), local_share=local_share)
         self.admission = Admission(self.limiter)
@@ -87,7 +109,12 @@ class FleetClient:
 
     async def send(self, message: Message) -> bool:
         """Enqueue a committed call; False when the broker took it not (the steward will retry)."""
-        return await self._sends.add(message)
+        with self.tracer.beside(message.traceparent, "enqueue", Kind.PRODUCER) as step:
+            step.attributes = {
+                "messaging.destination.name": queue_name(message.server_name),
+                CALL_ID: message.id,
+            }
+            return await self._sends.add(message)
 
     async def revoke(self, call_ids: Sequence[str]) -> None:
         """Tell the workers to stop these calls now; a lost revoke costs time, not the stop."""
@@ -109,6 +136,32 @@ class FleetClient:
         """Return what each live worker counts, as Prometheus text, by worker."""
         return await all_figures(self.redis)
 
+    async def breakers(
+        self, wanted: Sequence[tuple[str, int, BreakerDefinition]]
+    ) -> list[BreakerSnapshot]:
+        """Return the breakers of server versions, by name and version id, as the fleet has them.
+
+        Raises `store_unavailable`.
+        """
+        named = [(f"{server}:{version_id}", it) for server, version_id, it in wanted]
+        return await self._breakers.read_all(named) if named else []
+
+    async def force_breaker(
+        self,
+        server: str,
+        version_id: int,
+        definition: BreakerDefinition,
+        *,
+        open_for_s: float,
+        why: str,
+    ) -> BreakerSnapshot:
+        """Open a server version's breaker for some seconds, whatever was counted; 0 closes it.
+
+        Every worker knows within a moment. Raises `store_unavailable`: then nothing was done, or it
+        is not known whether it was.
+        """
+        return await self._breakers.force(f"{server}:{version_id}", definition, open_for_s, why)
+
     async def steward_lives(self) -> bool:
         """Say whether a steward works; raise `broker_unavailable`."""
         return await is_alive(self.redis, STEWARD)
@@ -117,8 +170,16 @@ class FleetClient:
         """Return what the broker says of itself; raise `broker_unavailable`."""
         return await broker_facts(self.redis)
 
+    async def trace_of(self, trace_id: str) -> list[Span]:
+        """Return what is kept of a trace, by the start of its spans; raise `broker_unavailable`.
+
+        A process's part in a call is there about a second after it has ended.
+        """
+        return await self._kept_traces.of(trace_id)
+
     async def close(self) -> None:
-        """Close connections and the control thread."""
+        """Pass on the last traces; close connections and the control thread."""
+        await self.tracer.close()
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
         await self.limiter.close()
         await self._limits_redis.aclose()
@@ -159,3 +220,14 @@ class FleetClient:
             **{RUN_STAMP: message.run_id},
             ignore_result=True,
         )
+
+
+def make_client(service: str, settings: Settings) -> FleetClient:
+    """Return a process's client, with the limits and the traces that its settings allow."""
+    return FleetClient(
+        settings.redis_url,
+        local_share=settings.limiter_local_share,
+        tracer=make_tracer(service, settings),
+        most_traces=settings.traces_kept,
+        traces_last_s=settings.traces_kept_for.total_seconds(),
+    )
