@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from registry.calls import CallState
+from registry.definitions import ChangeReactions, Reaction
+from registry.telemetry import PARTS, Tracer
+from workers.breaker_state import Verdict
 from workers.census import Census
+from workers.end_figures import EndFigures
 from workers.lending import SessionState
 
 if TYPE_CHECKING:
@@ -28,18 +33,26 @@ class Figures:
     def __init__(self, server: str) -> None:
         self._server = server
         self._registry = CollectorRegistry()
-        self.calls = Counter(
-            "toolfleet_calls",
-            "Calls ended by workers, by state",
-            ("server", "state"),
+        self.ends = EndFigures(self._registry)
+        for state in (CallState.QUEUED, *(it for it in CallState if it.final)):
+            self.ends.states.labels(server, state.value)
+        self._attempts = Counter(
+            "toolfleet_attempts",
+            "Attempts at calls, by what the breaker heard of each",
+            ("server", "verdict"),
             registry=self._registry,
         )
+        for verdict in Verdict:
+            self._attempts.labels(server, verdict.value)
         self._changes = Counter(
             "toolfleet_listing_changes",
             "Changes found in what a server lists, by kind and by what became of them",
             ("server", "change", "reaction"),
             registry=self._registry,
         )
+        for change in ChangeReactions.model_fields:  # the first of a kind is a rise, too
+            for reaction in get_args(Reaction):
+                self._changes.labels(server, change, reaction)
         self._findings = Counter(
             "toolfleet_result_findings",
             "Hidden characters and instructions found in results, by kind",
@@ -51,6 +64,16 @@ class Figures:
             "borrow_wait_seconds", "Wait for a warm session", WAITS_S
         )
         self.call = self._histogram("call_seconds", "tools/call round trip", WAITS_S)
+        self.server_time = self._histogram(
+            "server_seconds", "Server-side time of calls, where the server reports it", WAITS_S
+        )
+        self._stops = Histogram(
+            "toolfleet_stop_seconds",
+            "From a call's cancellation in its worker until its work had stopped, by what did it",
+            ("server", "rung"),
+            registry=self._registry,
+            buckets=WAITS_S,
+        )
         self.result_bytes = self._histogram("result_bytes", "Size of results", SIZES)
         self._sessions = Gauge(
             "toolfleet_sessions",
@@ -102,13 +125,27 @@ class Figures:
         )
         self._paused = self._gauge("paused_seconds", "For how long the server is left alone yet")
         self._limiter_away = self._gauge("limiter_away", "Whether the shared limits are away")
+        name, help_, labels = PARTS
+        self._traces = Gauge(f"toolfleet_{name}", help_, labels, registry=self._registry)
 
         self._processes = self._gauge("processes", "Processes below the worker's own")
-        self._zombies = self._gauge("zombies", "Zombies among them")
+        self._zombies = self._gauge("zombies", "Zombies among the processes below the worker")
         self._open_fds = self._gauge("open_fds", "Open file descriptors of the worker")
         self._children_open_fds = self._gauge(
             "children_open_fds", "Open file descriptors of the processes below it"
         )
+
+    def given_back(self) -> None:
+        """Count a call that goes back to its queue."""
+        self.ends.states.labels(self._server, CallState.QUEUED.value).inc()
+
+    def attempted(self, verdict: Verdict) -> None:
+        """Count what an attempt said about the server."""
+        self._attempts.labels(self._server, verdict.value).inc()
+
+    def stopped(self, rung: str, elapsed_s: float) -> None:
+        """Note how long it took to stop a call's work, and what did it."""
+        self._stops.labels(self._server, rung).observe(elapsed_s)
 
     def changed(self, changes: Iterable[Mapping[str, Any]]) -> None:
         """Count what changed in a listing."""
@@ -156,6 +193,11 @@ class Figures:
             self._quota.labels(self._server, event).set(count)
         self._paused.set(quotas.paused_for())
         self._limiter_away.set(limiter_away)
+
+    def take_traces(self, tracer: Tracer) -> None:
+        """Read what became of this process's traces."""
+        for way, outcome, count in tracer.tally():
+            self._traces.labels(way, outcome).set(count)
 
     def exposition(self) -> str:
         """Return every figure as Prometheus text."""

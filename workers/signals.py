@@ -22,6 +22,7 @@ PROGRESS_CHANNEL: Final = "toolfleet:progress:"
 ANSWERED_CHANNEL: Final = "toolfleet:answered"
 RESOURCES_CHANNEL: Final = "toolfleet:resources"
 FIGURES_KEY: Final = "toolfleet:figures:"
+TURN_KEY: Final = "toolfleet:turn:"
 FIGURES_LIFETIME_S: Final = 15
 STEWARD: Final = "steward"
 PROGRESS_PER_S: Final = 10.0
@@ -110,6 +111,17 @@ class Signals:
     async def alive(self, role: str) -> None:
         """Say that a process which has no lease works."""
         await self.figures(role, "")
+
+    async def turn(self, what: str, process: str, for_s: float) -> bool:
+        """Say whether it is this process's turn to do what one of several is to do.
+
+        Then it is nobody else's for a while; while Redis is away it is everybody's.
+        """
+        try:
+            key, lasts_ms = TURN_KEY + what, int(for_s * 1_000)
+            return bool(await self._redis.set(key, process, nx=True, px=lasts_ms))
+        except (RedisError, OSError):
+            return True
 
     async def _publish(self, channel: str, body: str) -> None:
         try:

@@ -631,6 +631,11 @@ async def _(to: Connection, good: bytes) -> None:
     await to.close()
 
 
+@over_http("timed")
+async def _(to: Connection, good: bytes) -> None:
+    await to.send(good, head="server-timing: db;dur=0.1, total;dur=0.25\r\n")
+
+
 @over_http("crlf")
 async def _(to: Connection, good: bytes) -> None:
     await to.begin()

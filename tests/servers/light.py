@@ -6,7 +6,8 @@ has a parent. ``--journal PATH`` names a file that gets a line of JSON for each 
 done. Tools: ``environment`` (what the kernel gave it), ``pid``, ``wait`` (for ever),
 ``leave`` (exit 0 without an answer), ``grow`` (by so many MB, in so many processes), ``fork`` (how
 many processes it can have), ``spin`` (for so many seconds, in so many processes one after the
-other), ``interfaces``, ``say`` (back what it was told), ``open`` (so many files more).
+other), ``abandon`` (so many children, as zombies), ``interfaces``, ``say`` (back what it was
+told, and that it took so long), ``open`` (so many files more).
 """
 
 import json
@@ -70,6 +71,14 @@ def spin(seconds: float, processes: int) -> str:
     return "spun"
 
 
+def abandon(children: int) -> str:
+    """Start so many children that end at once, and never look at how: each becomes a zombie."""
+    for _ in range(children):
+        if not os.fork():
+            os._exit(0)
+    return "abandoned"
+
+
 def interfaces() -> str:
     """Return the names of the network interfaces."""
     with open("/proc/net/dev") as file:  # noqa: PTH123 pathlib takes longer to import than all else
@@ -87,12 +96,13 @@ TOOLS = {
     "environment": environment,
     "open": lambda files: str([os.dup(0) for _ in range(files)][-1]),
     "pid": lambda: str(os.getpid()),
-    "say": lambda text: text,
+    "say": lambda text, took_s=0: text,
     "wait": signal.pause,
     "leave": lambda: os._exit(0),
     "grow": grow,
     "fork": fork,
     "spin": spin,
+    "abandon": abandon,
     "interfaces": interfaces,
 }
 
@@ -119,8 +129,12 @@ def answer(request: dict) -> dict:
         }
     if request["method"] == "tools/call":
         note(params)
-        said = TOOLS[params["name"]](**params.get("arguments") or {})
-        return {"result": {"content": [{"type": "text", "text": said}]}}
+        arguments = params.get("arguments") or {}
+        said = TOOLS[params["name"]](**arguments)
+        result = {"content": [{"type": "text", "text": said}]}
+        if "took_s" in arguments:
+            result["_meta"] = {"toolfleet/server-seconds": arguments["took_s"]}
+        return {"result": result}
     if request["method"] == "tools/list":
         tools = [{"name": name, "inputSchema": {"type": "object"}} for name in TOOLS]
         return {"result": {"tools": tools}}
