@@ -63,6 +63,49 @@ async def close_worker(database: Database, worker: str) -> None:
             await audit.record(connection, worker, "worker.stopped", {"server": row.server_name})
 
 
+async def ask_to_drain(database: Database, worker: str, *, actor: str) -> dict[str, Any]:
+    """Ask a worker to take no more calls, and to end once those that run have; return its row.
+
+    Asking again changes nothing. Raises `unknown_worker` for one that is not at work.
+    """
+    async with database.transaction() as connection:
+        found = await connection.execute(
+            text(
+                "SELECT id, server_name, hostname, pid, started_at, drain_requested_at"
+                " FROM workers WHERE id = :id AND stopped_at IS NULL"
+                " AND lease_until > clock_timestamp() FOR UPDATE"
+            ),
+            {"id": worker},
+        )
+        row = found.mappings().first()
+        if row is None:
+            raise FleetError(
+                Code.UNKNOWN_WORKER,
+                f"no worker {worker!r} is at work",
+                hint="`toolfleet workers list` shows those that are",
+            )
+        if row["drain_requested_at"] is not None:
+            return dict(row)
+        asked = await connection.execute(
+            text(
+                "UPDATE workers SET drain_requested_at = clock_timestamp() WHERE id = :id"
+                " RETURNING drain_requested_at"
+            ),
+            {"id": worker},
+        )
+        details = {"worker": worker, "server": row["server_name"]}
+        await audit.record(connection, actor, "worker.drain_requested", details)
+        return {**row, "drain_requested_at": asked.scalar_one()}
+
+
+async def drain_asked(database: Database, worker: str) -> bool:
+    """Say whether somebody wants a worker to drain."""
+    rows = await database.statement(
+        "SELECT 1 FROM workers WHERE id = %(id)s AND drain_requested_at IS NOT NULL", id=worker
+    )
+    return bool(rows)
+
+
 async def live_workers(database: Database, server: str) -> list[dict[str, Any]]:
     """Return the workers of a server whose lease holds: id, hostname, pid."""
     async with database.transaction() as connection:

@@ -142,6 +142,15 @@ class Breaker:
         async with self._line:
             return await self._learn(self._store.read(self.name, self._definition))
 
+    async def look(self) -> BreakerSnapshot:
+        """Learn the shared state for whoever watches; a closed one admits no call the longer."""
+        async with self._line:
+            fresh_until = self._fresh_until
+            answer = await self._learn(self._store.read(self.name, self._definition))
+            if answer.state is BreakerState.CLOSED:
+                self._fresh_until = fresh_until
+            return answer
+
     async def force_open(self, for_s: float) -> BreakerSnapshot:
         """Refuse calls fleet-wide for ``for_s`` seconds (more than 0); then a probe decides."""
         if for_s <= 0:

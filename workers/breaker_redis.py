@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from registry.definitions import BreakerDefinition
 from registry.errors import Code, FleetError
 from workers.breaker_state import (
+    BY_HAND,
     BreakerSnapshot,
     BreakerState,
     BreakerStore,
@@ -66,6 +67,7 @@ class RedisStore:
     """
 
     def __init__(self, redis: Redis, now: Callable[[], float] | None = None) -> None:
+        self._redis = redis
         self._now = now
         self._read = redis.register_script(_source("read"))
         self._report = redis.register_script(_source("report"))
@@ -119,10 +121,23 @@ class RedisStore:
         )
 
     async def force(
-        self, name: str, definition: BreakerDefinition, open_for_s: float
+        self, name: str, definition: BreakerDefinition, open_for_s: float, why: str = BY_HAND
     ) -> BreakerSnapshot:
         """Open for ``open_for_s`` seconds, or close if that is 0, whatever was counted."""
-        return await self._run(self._force, name, definition, milliseconds(open_for_s))
+        return await self._run(self._force, name, definition, milliseconds(open_for_s), why)
+
+    async def read_all(
+        self, wanted: Sequence[tuple[str, BreakerDefinition]]
+    ) -> list[BreakerSnapshot]:
+        """Return the states of many breakers, asked for at once."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for name, definition in wanted:
+            keys, args = [redis_key(name)], [bucket_ms(definition), self._time()]
+            await self._read(keys=keys, args=args, client=pipeline)
+        try:
+            return [_snapshot(reply) for reply in await pipeline.execute()]
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _away("the shared breakers", error) from error
 
     async def _run(
         self,
@@ -131,20 +146,16 @@ class RedisStore:
         definition: BreakerDefinition,
         *arguments: str | float,
     ) -> BreakerSnapshot:
-        now = "" if self._now is None else milliseconds(self._now())
         try:
             reply = await script(
-                keys=[redis_key(name)], args=[bucket_ms(definition), *arguments, now]
+                keys=[redis_key(name)], args=[bucket_ms(definition), *arguments, self._time()]
             )
         except (RedisError, OSError, TimeoutError) as error:
-            raise FleetError(
-                Code.STORE_UNAVAILABLE,
-                f"the shared breaker of '{name}' cannot be reached in Redis"
-                f" ({type(error).__name__})",
-                hint="check that Redis is up and TOOLFLEET_REDIS_URL is right",
-                retry_after_s=RETRY_S,
-            ) from error
+            raise _away(f"the shared breaker of '{name}'", error) from error
         return _snapshot(reply)
+
+    def _time(self) -> str | int:
+        return "" if self._now is None else milliseconds(self._now())
 
 
 class FallbackStore:
@@ -212,11 +223,11 @@ class FallbackStore:
         )
 
     async def force(
-        self, name: str, definition: BreakerDefinition, open_for_s: float
+        self, name: str, definition: BreakerDefinition, open_for_s: float, why: str = BY_HAND
     ) -> BreakerSnapshot:
         """Open or close by hand; while the shared store is away, for this process only."""
         return await self._ask(
-            name, definition, lambda store: store.force(name, definition, open_for_s)
+            name, definition, lambda store: store.force(name, definition, open_for_s, why)
         )
 
     async def close(self) -> None:
@@ -272,7 +283,7 @@ def _source(name: str) -> str:
 
 
 def _snapshot(reply: list[Any]) -> BreakerSnapshot:
-    state, generation, run, calls, failures, opened_at_ms, wait_ms, probe = reply
+    state, generation, run, calls, failures, opened_at_ms, wait_ms, probe, open_ms, why = reply
     return BreakerSnapshot(
         state=BreakerState(_text(state)),
         generation=generation,
@@ -282,6 +293,17 @@ def _snapshot(reply: list[Any]) -> BreakerSnapshot:
         opened_at_s=opened_at_ms / 1000 if opened_at_ms else None,
         retry_after_s=wait_ms / 1000,
         probe=_text(probe) or None,
+        open_s=open_ms / 1000,
+        why=_text(why),
+    )
+
+
+def _away(what: str, error: BaseException) -> FleetError:
+    return FleetError(
+        Code.STORE_UNAVAILABLE,
+        f"{what} cannot be reached in Redis ({type(error).__name__})",
+        hint="check that Redis is up and TOOLFLEET_REDIS_URL is right",
+        retry_after_s=RETRY_S,
     )
 
 

@@ -22,6 +22,10 @@ if state() == 'closed' and number('generation') == argument(2) then
 
   local total, failed = window()
   local too_many = total >= argument(10) and failed / total >= argument(9)
-  if longest >= argument(8) or too_many then move(argument(11)) end
+  if longest >= argument(8) then
+    move(argument(11), string.format('%d timeouts in a row', longest))
+  elseif too_many then
+    move(argument(11), string.format('%d of %d calls failed', failed, total))
+  end
 end
 return snapshot()

@@ -4,6 +4,7 @@
 -- ARGV[#ARGV]  now in milliseconds, or '' for this server's own clock
 -- Fields of the hash, times in milliseconds; a field that is absent is 0:
 --   generation, run (timeouts since the last success), opened_at, open_until (0: closed),
+--   since (when it last ceased to be closed), why (it did, in words),
 --   probe, probe_until, b0..b9 ("<bucket number> <calls> <failures>")
 local CHANNEL, BUCKETS, FORGET_CLOSED_AFTER_S = 'toolfleet:breaker', 10, 86400
 
@@ -44,12 +45,15 @@ local function window()
 end
 
 -- Begins a new generation; it exceeds every earlier one even if this hash was lost in between.
-local function move(open_for)
+-- Opening again is for the reason of before unless there is another `why`.
+local function move(open_for, why)
   local generation = math.max(number('generation') + 1, now)
+  local since, reason = facts['since'] or now, why or facts['why'] or ''
   redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'generation', generation)
   if open_for > 0 then
-    redis.call('HSET', KEYS[1], 'opened_at', now, 'open_until', now + open_for)
+    redis.call('HSET', KEYS[1], 'opened_at', now, 'open_until', now + open_for,
+      'since', since, 'why', reason)
   else
     redis.call('EXPIRE', KEYS[1], FORGET_CLOSED_AFTER_S)
   end
@@ -57,7 +61,8 @@ local function move(open_for)
   redis.call('PUBLISH', CHANNEL, KEYS[1] .. ' ' .. state())
 end
 
--- Reply: state, generation, run, calls, failures, opened_at, milliseconds to wait, probe or ''.
+-- Reply: state, generation, run, calls, failures, opened_at, milliseconds to wait, probe or '',
+-- milliseconds since it was closed, why it is not.
 local function snapshot()
   local held = number('probe_until') > now
   local until_ms = held and number('probe_until') or number('open_until')
@@ -65,6 +70,7 @@ local function snapshot()
   return {
     state(), number('generation'), number('run'), calls, failures, number('opened_at'),
     math.max(0, until_ms - now), held and facts['probe'] or '',
+    math.max(0, now - (facts['since'] or now)), facts['why'] or '',
   }
 end
 

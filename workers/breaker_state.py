@@ -15,6 +15,8 @@ from registry.definitions import BreakerDefinition
 
 BUCKETS: Final = 10
 """The window moves in steps of a tenth."""
+BY_HAND: Final = "by hand"
+"""Why a breaker is open that an operator opened without saying more."""
 
 
 class BreakerState(StrEnum):
@@ -62,6 +64,10 @@ class BreakerSnapshot:
     """Open: until a probe may go. Half-open: until the probe's lease lapses, 0 if none is out."""
     probe: str | None = None
     """The token of the probe that is out."""
+    open_s: float = 0.0
+    """For how long it has not been closed, whatever probes said meanwhile."""
+    why: str = ""
+    """Why it has not been closed since, in words."""
 
 
 @dataclass(slots=True)
@@ -99,9 +105,16 @@ class Tally:
 
 def opens(definition: BreakerDefinition, run: int, calls: int, failures: int) -> bool:
     """Decide whether a closed breaker has to open."""
+    return bool(why_opens(definition, run, calls, failures))
+
+
+def why_opens(definition: BreakerDefinition, run: int, calls: int, failures: int) -> str:
+    """Say why a closed breaker has to open; an empty text where it has not."""
     if run >= definition.consecutive_timeouts:
-        return True
-    return calls >= definition.minimum_calls and failures / calls >= definition.failure_rate
+        return f"{run} timeouts in a row"
+    if calls >= definition.minimum_calls and failures / calls >= definition.failure_rate:
+        return f"{failures} of {calls} calls failed"
+    return ""
 
 
 class BreakerStore(Protocol):
@@ -134,7 +147,7 @@ class BreakerStore(Protocol):
         """Take the probe's verdict: close, open again, or free the lease."""
 
     async def force(
-        self, name: str, definition: BreakerDefinition, open_for_s: float
+        self, name: str, definition: BreakerDefinition, open_for_s: float, why: str = BY_HAND
     ) -> BreakerSnapshot:
         """Open for ``open_for_s`` seconds, or close if that is 0, whatever was counted."""
 
@@ -150,6 +163,8 @@ class _Facts:
     open_until: int = 0
     probe: str | None = None
     probe_until: int = 0
+    since: int = 0
+    why: str = ""
     buckets: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -175,8 +190,9 @@ class MemoryStore:
             current = bucket_of(definition, now)
             calls, failures = facts.buckets.get(current, (0, 0))
             facts.buckets[current] = (calls + tally.calls, failures + tally.failures)
-            if opens(definition, longest, *_window(facts, definition, now)):
-                self._move(name, BreakerState.OPEN, now, definition.open_for_s)
+            why = why_opens(definition, longest, *_window(facts, definition, now))
+            if why:
+                self._move(name, BreakerState.OPEN, now, definition.open_for_s, why)
         return _snapshot(self._facts[name], definition, now)
 
     async def take_probe(
@@ -208,12 +224,12 @@ class MemoryStore:
         return _snapshot(self._facts[name], definition, now)
 
     async def force(
-        self, name: str, definition: BreakerDefinition, open_for_s: float
+        self, name: str, definition: BreakerDefinition, open_for_s: float, why: str = BY_HAND
     ) -> BreakerSnapshot:
         """Open for ``open_for_s`` seconds, or close if that is 0, whatever was counted."""
         facts, now = self._at_now(name)
         if open_for_s:
-            self._move(name, BreakerState.OPEN, now, open_for_s)
+            self._move(name, BreakerState.OPEN, now, open_for_s, why)
         elif facts.state is not BreakerState.CLOSED:
             self._move(name, BreakerState.CLOSED, now)
         return _snapshot(self._facts[name], definition, now)
@@ -228,6 +244,8 @@ class MemoryStore:
             run=snapshot.consecutive_timeouts,
             opened_at=now,
             open_until=now + milliseconds(snapshot.retry_after_s) if waits else now,
+            since=now - milliseconds(snapshot.open_s),
+            why=snapshot.why,
             buckets={bucket_of(definition, now): (snapshot.calls, snapshot.failures)},
         )
 
@@ -242,12 +260,18 @@ class MemoryStore:
             facts.state = BreakerState.HALF_OPEN
         return facts, now
 
-    def _move(self, name: str, state: BreakerState, now: int, open_for_s: float = 0.0) -> None:
+    def _move(
+        self, name: str, state: BreakerState, now: int, open_for_s: float = 0.0, why: str = ""
+    ) -> None:
         facts = self._facts[name]
         check_transition(facts.state, state)
         # Larger than any earlier one even if the store lost its memory in between.
         generation = max(facts.generation + 1, now)
-        self._facts[name] = _Facts(state, generation, 0, now, now + milliseconds(open_for_s))
+        moved = _Facts(state, generation, 0, now, now + milliseconds(open_for_s))
+        if state is BreakerState.OPEN:
+            moved.since = now if facts.state is BreakerState.CLOSED else facts.since
+            moved.why = why or facts.why
+        self._facts[name] = moved
 
 
 def bucket_of(definition: BreakerDefinition, now_ms: int) -> int:
@@ -285,4 +309,6 @@ def _snapshot(facts: _Facts, definition: BreakerDefinition, now: int) -> Breaker
         opened_at_s=None if facts.state is BreakerState.CLOSED else facts.opened_at / 1000,
         retry_after_s=max(0, until - now) / 1000,
         probe=facts.probe if held else None,
+        open_s=0.0 if facts.state is BreakerState.CLOSED else (now - facts.since) / 1000,
+        why=facts.why,
     )

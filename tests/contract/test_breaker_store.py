@@ -240,6 +240,45 @@ async def test_forced_closed_admits_and_forgets_the_past(spec: Spec) -> None:
     assert answer == BreakerSnapshot(generation=answer.generation)
 
 
+@requirement("breaker:says-why")
+@pytest.mark.parametrize(
+    ("verdicts", "why"),
+    [
+        ([TIMED_OUT] * 10, "10 timeouts in a row"),
+        ([OK] * 90 + [FAILED] * 10, "10 of 100 calls failed"),
+    ],
+)
+async def test_an_open_breaker_says_why_and_since_when_whatever_probes_said(
+    spec: Spec, verdicts: list[Verdict], why: str
+) -> None:
+    opened = await spec.report(*verdicts)
+    assert (opened.why, opened.open_s) == (why, 0)
+    spec.clock.now_s += 40
+    await spec.take("a")
+    again = await spec.settle("a", TIMED_OUT)
+    assert (again.state, again.why, again.open_s) == (BreakerState.OPEN, why, 40)
+    spec.clock.now_s += 40
+    await spec.take("b")
+    closed = await spec.settle("b", OK)
+    assert (closed.why, closed.open_s) == ("", 0)
+
+
+@requirement("breaker:says-why", "breaker:by-hand")
+async def test_a_breaker_that_is_forced_open_says_whose_doing_that_is(spec: Spec) -> None:
+    await spec.report(*[TIMED_OUT] * 10)
+    spec.clock.now_s += 5
+    forced = await spec.store.force(NAME, DEFINITION, 60, "by hand of Kim")
+    assert (forced.why, forced.open_s, forced.retry_after_s) == ("by hand of Kim", 5, 60)
+
+
+@requirement("breaker:shared")
+async def test_many_breakers_are_read_at_once(redis: Redis) -> None:
+    store = RedisStore(redis)
+    await store.force(NAME, DEFINITION, 60)
+    states = await store.read_all([(NAME, DEFINITION), ("crm:8", DEFINITION)])
+    assert [it.state for it in states] == [BreakerState.OPEN, BreakerState.CLOSED]
+
+
 @requirement("breaker:shared")
 async def test_breakers_of_other_versions_are_untouched(spec: Spec) -> None:
     await spec.report(*[TIMED_OUT] * 10)
@@ -324,7 +363,7 @@ async def test_a_worker_whose_clock_jumps_is_refused_as_long_as_the_others(
         with pytest.raises(FleetError):
             await breaker.allow()
     shared = await breaker.snapshot()
-    opened_ago = replace(opened, retry_after_s=shared.retry_after_s)
+    opened_ago = replace(opened, retry_after_s=shared.retry_after_s, open_s=shared.open_s)
     assert shared == opened_ago
     await breaker.close()
 

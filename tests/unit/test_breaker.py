@@ -272,6 +272,22 @@ async def test_a_breaker_told_of_a_change_asks_at_once(
     assert (await refusal(other)).retry_after_s == pytest.approx(60)
 
 
+@requirement("breaker:shared")
+async def test_who_only_watches_sees_each_change_and_admits_no_call_by_an_older_look(
+    breaker: Breaker, store: WatchedStore, clock: Clock
+) -> None:
+    other = Breaker("crm", "7", DEFINITION, store, clock=clock)
+    await other.allow()
+    clock.now_s += 0.2
+    assert (await other.look()).state is BreakerState.CLOSED
+    await breaker.force_open(60)
+    clock.now_s += 0.1
+    await refusal(other)
+    await breaker.force_close()
+    await other.look()
+    assert other.known.state is BreakerState.CLOSED
+
+
 @requirement("breaker:by-hand")
 async def test_forcing_open_for_no_time_is_refused(breaker: Breaker) -> None:
     with pytest.raises(ValueError, match="positive"):
