@@ -33,7 +33,11 @@ async def by_celery(fleet: Fleet, call_id: str) -> None:
 
 async def by_flower(fleet: Fleet, call_id: str) -> None:
     answer = await fleet.flower.post(f"/api/task/revoke/{call_id}?terminate=true")
-    assert answer.status_code == 200, answer.text
+    assert (answer.status_code, answer.json()["message"]) == (
+        200,
+        f"Call {call_id}: stop requested",
+    )
+    assert (await fleet.http.get(f"/v1/calls/{call_id}")).json()["stop_requested_at"] is not None
 
 
 async def by_api(fleet: Fleet, call_id: str) -> None:
