@@ -12,9 +12,11 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
+from api import tracing
 from api.following import Followed
 from api.waiting import Hint, Row, WaitingRoom
 from registry import approvals, calls, questions, runs, submission
@@ -246,7 +248,9 @@ class Operations:
                 # Saying "try again" now would make two calls of one.
                 logger.warning("call %s is committed and cannot be read: %s", call.id, error)
                 row = None
-        return row or _as_committed(call, submitted)
+        row = row or _as_committed(call, submitted)
+        tracing.saw(row)
+        return row
 
     @asynccontextmanager
     async def begin(
@@ -400,11 +404,15 @@ class Operations:
             await self.offers.current()
 
     async def _new_call(self, actor: Actor, run_id: str, wish: Wish) -> NewCall:
-        run = await self.open_run(actor, run_id)
-        policy = await self.policies.of(run.tenant)
-        return await submission.make_call(
-            self.database, run, wish, self.settings, policy, self._blocked()
-        )
+        with tracing.submitting(self.client.tracer, wish.traceparent) as trace:
+            run = await self.open_run(actor, run_id)
+            policy = await self.policies.of(run.tenant)
+            wish = replace(wish, traceparent=trace.traceparent)
+            call = await submission.make_call(
+                self.database, run, wish, self.settings, policy, self._blocked()
+            )
+            tracing.describe(trace, call)
+        return call
 
     @asynccontextmanager
     async def _listening(self, call_id: str, *, reports: bool) -> AsyncIterator[Hint]:
@@ -447,9 +455,10 @@ class Operations:
     ) -> Submitted:
         admission = self.client.admission.telling(on_standing)
         try:
-            outcome = await submission.submit_within(
-                self.database, call, admission, self._submissions.add
-            )
+            with tracing.committing(self.client.tracer):
+                outcome = await submission.submit_within(
+                    self.database, call, admission, self._submissions.add
+                )
         except FleetError as error:
             if error.code is not Code.STORE_UNAVAILABLE:
                 raise

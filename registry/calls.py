@@ -142,6 +142,8 @@ class NewCall:
     """From which level on its caller is told of its server's log messages; None: of none."""
     trace: dict[str, str] | None = None
     """What goes along with ``traceparent`` (`registry.trace`); never in a message (D1)."""
+    arguments_bytes: int = 0
+    """How much JSON the arguments are."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ class Claim:
     answers: tuple[str, ...] = ()
     log_level: str | None = None
     trace: dict[str, str] | None = None
+    age_s: float = 0.0
+    """Since it was submitted, or approved, however often it was tried since."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +257,7 @@ _KNOWN_KEYS: Final = (
 _KNOWN_KEYS_TEXT: Final = text(
     _KNOWN_KEYS.replace("%(tenant)s", ":tenant").replace("%(keys)s", ":keys")
 )
-_NO_COLUMNS: Final = frozenset({"upstream_name", "buckets", "caps"})
+_NO_COLUMNS: Final = frozenset({"upstream_name", "buckets", "caps", "arguments_bytes"})
 
 _EXISTING = text(
     """
@@ -289,7 +293,8 @@ _CLAIM: Final = f"""
         decided_by IS NOT NULL AS approved, worker_id AS worker,
         COALESCE(answers, '{{}}') AS answers, log_level, trace,
         EXTRACT(EPOCH FROM deadline_at - clock_timestamp())::double precision AS remaining_s,
-        EXTRACT(EPOCH FROM started_at - queued_at)::double precision AS queue_wait_s
+        EXTRACT(EPOCH FROM started_at - queued_at)::double precision AS queue_wait_s,
+        EXTRACT(EPOCH FROM started_at - COALESCE(decided_at, created_at))::double precision AS age_s
     FROM claimed
     """  # noqa: S608 - a constant
 

@@ -131,7 +131,7 @@ def prepare(
     if (tool.server_version_id, tool.upstream_name) in blocked:
         raise tool_held(tool.server, tool.upstream_name)
     arguments_digest = _digest(tool.name, wish.arguments)  # refuses what is no JSON
-    _refuse_large(tool.name, wish.arguments, settings)
+    size = _size_of(tool.name, wish.arguments, settings)
     check_arguments(tool.name, tool.input_schema, wish.arguments)
     awaits = tool.approval or access is Access.APPROVE
     return NewCall(
@@ -160,6 +160,7 @@ def prepare(
         answers=tuple(sorted(wish.answers)),
         log_level=wish.log_level,
         trace=wish.trace if wish.traceparent else None,
+        arguments_bytes=size,
     )
 
 
@@ -184,7 +185,7 @@ def prepare_request(run: Run, wish: Wish, settings: Settings, policy: TenantPoli
     if not may_ask(policy, definition, wish.method):
         raise policy.denied(definition.name, wish.method, CLASS)
     arguments_digest = _digest(wish.tool, wish.arguments)
-    _refuse_large(wish.tool, wish.arguments, settings)
+    size = _size_of(wish.tool, wish.arguments, settings)
     return NewCall(
         id=wish.call_id or str(uuid.uuid4()),
         run_id=run.id,
@@ -209,10 +210,12 @@ def prepare_request(run: Run, wish: Wish, settings: Settings, policy: TenantPoli
         answers=tuple(sorted(wish.answers)),
         log_level=wish.log_level,
         trace=wish.trace if wish.traceparent else None,
+        arguments_bytes=size,
     )
 
 
-def _refuse_large(what: str, arguments: dict[str, Any], settings: Settings) -> None:
+def _size_of(what: str, arguments: dict[str, Any], settings: Settings) -> int:
+    """Return the size of a call's arguments; raise `request_too_large`."""
     size = len(to_json(arguments))
     if size > settings.max_arguments_bytes:
         raise FleetError(
@@ -221,6 +224,7 @@ def _refuse_large(what: str, arguments: dict[str, Any], settings: Settings) -> N
             f"{settings.max_arguments_bytes}",
             hint="pass large data by reference",
         )
+    return size
 
 
 def tool_held(server: str, tool: str) -> FleetError:

@@ -84,6 +84,9 @@ class Job:
         """Why the coroutine is being cancelled, once it is; the first reason stands."""
         self.task: asyncio.Task[Any] | None = None
         self.timers: list[asyncio.TimerHandle] = []
+        self.began = time.monotonic()
+        self.ran_s = 0.0
+        """How long it took, once it has ended."""
 
     def terminate(self, signal: int | None = None) -> None:
         """Cancel this coroutine and no other (called by Celery's revoke, in its thread)."""
@@ -235,7 +238,12 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
                     limit_s, self._on_time_limit, job, timeout_callback, limit_s, soft
                 )
             )
-        job.task.add_done_callback(lambda done: self._hand_over(partial(settle, done)))
+
+        def over(done: asyncio.Task[Any]) -> None:
+            job.ran_s = time.monotonic() - job.began
+            self._hand_over(partial(settle, done))
+
+        job.task.add_done_callback(over)
 
     def _on_time_limit(self, job: Job, callback: Any, limit_s: float, soft: bool) -> None:
         """Cancel a job past its limit; only a hard limit ends the request itself."""
@@ -281,14 +289,15 @@ class AsyncioPool(BasePool):  # type: ignore[misc]
             callback((1, _einfo(Terminated(job.reason)), 0.0))
             return
         try:
-            result, failed, runtime, shown = trace_task(
+            # It times itself alone: the coroutine has run before.
+            result, failed, _, shown = trace_task(
                 task, task_id, request["args"], request["kwargs"], request, app=self.app
             )
         except Exception as error:  # noqa: BLE001 - what Celery cannot trace has to end as well
             logger.warning("a message of task %s makes no sense", task.name)
             callback((1, _einfo(error), 0.0))
             return
-        callback((1, result, runtime) if failed else (0, shown, runtime))
+        callback((1, result, job.ran_s) if failed else (0, shown, job.ran_s))
 
     # -- figures ----------------------------------------------------------------------------
 

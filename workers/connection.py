@@ -109,6 +109,7 @@ class Connection:
         self._on_stream = on_stream
         self._addressee = addressee
         self._stdio: StdioTransport | None = None
+        self._wire: Wire | None = None
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._leave = asyncio.Event()
         self._report: StopReport | None = None
@@ -207,7 +208,7 @@ class Connection:
     async def _over_http(self, stack: AsyncExitStack) -> tuple[Any, Any]:
         headers = self._headers()
         limit = self.limits.max_result_bytes + _ENVELOPE_BYTES
-        wire = Wire(limit, self.large, self._definition.reachable)
+        wire = self._wire = Wire(limit, self.large, self._definition.reachable)
         http = await stack.enter_async_context(
             open_client(wire, headers, connect_timeout_s=self.limits.connect_timeout_s)
         )
@@ -297,6 +298,11 @@ class Connection:
             await self._stdio.settle(_LAST_WORDS_S)
         else:
             await asyncio.wait({self._keeper}, timeout=_LAST_WORDS_S)
+
+    @property
+    def session_id(self) -> str:
+        """Return what the server calls the session over HTTP, if it does; never a secret."""
+        return self.scrubber.text(self._wire.session_id) if self._wire else ""
 
     @property
     def pid(self) -> int | None:

@@ -55,6 +55,8 @@ class Exchange:
     """The beginning of a refusal's body."""
     challenge: str = ""
     """What a refusal says is to be shown instead: its WWW-Authenticate, as it came."""
+    server_timing: str = ""
+    """What its answer says about the time it took: its Server-Timing, as it came."""
     in_session: bool = False
     """It named an HTTP session, which the server may have forgotten."""
     problem: str = ""
@@ -76,7 +78,7 @@ class Exchange:
         self.sent = True
         self.in_session = in_session
         self.status = self.retry_after_s = self.failure = None
-        self.said = self.problem = self.challenge = ""
+        self.said = self.problem = self.challenge = self.server_timing = ""
 
 
 _current: ContextVar[Exchange | None] = ContextVar("exchange", default=None)

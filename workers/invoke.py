@@ -25,12 +25,16 @@ from registry.answers import NewQuestion
 from registry.artifacts import NewArtifact, link
 from registry.calls import TOOLS_CALL, CallState, Claim, Ending, is_id
 from registry.definitions import Delivery
+from registry.ended import UNKNOWN_TIER
 from registry.errors import Code, FleetError
 from registry.output_rules import DEFAULT_RULES, OutputRules
 from registry.requests import CLASS
 from registry.results import FINDINGS
+from registry.server_time import believed
 from registry.shapes import shape_of
+from registry.telemetry import SERVER_VERSION, Kind, Step, Trace, work_on
 from registry.tools import delivery_class
+from workers import tracing
 from workers.aio_pool import DRAIN, TIME_LIMIT, USER, Job
 from workers.asking import LAST_WORD_S, Interview
 from workers.caller import NOBODY, Caller
@@ -68,6 +72,7 @@ class Attempt:
     claim: Claim
     deadline: float
     """When the call must have ended, on this process's monotonic clock."""
+    trace: Trace
     dispatched: bool = False
     """Whether the server may have seen the call since its latest try began."""
     dispatches: int = 0
@@ -79,6 +84,8 @@ class Attempt:
     shared: bool = False
     """Whether other calls were under way in the session when this one was stopped."""
     timings: dict[str, Any] = field(default_factory=dict)
+    tier: str = UNKNOWN_TIER
+    """Its tenant's, once its policy is known."""
     rules: OutputRules = DEFAULT_RULES
     """What holds for whatever the server says; the tenant's, once its policy is known."""
 
@@ -86,6 +93,11 @@ class Attempt:
     def remaining_s(self) -> float:
         """Return the seconds left until the deadline."""
         return self.deadline - time.monotonic()
+
+    @property
+    def begun(self) -> float:
+        """Return when the call was submitted, or approved, on this process's monotonic clock."""
+        return self.deadline - self.claim.remaining_s - self.claim.age_s
 
 
 @dataclass(frozen=True)
@@ -124,11 +136,15 @@ async def invoke(worker: WorkerRuntime, call_id: object, job: Job) -> CallState 
         logger.warning("a message that names no call was dropped")
         return None
     early = worker.quotas.shut and await _turned_away(worker.quotas.opened())
+    received = time.monotonic()
     claim, cancelled = await to_the_end(worker.claim(call_id))
     cancelled = cancelled or early
     if claim is None:
         return await worker.ended_before(call_id)
-    attempt = Attempt(claim, time.monotonic() + claim.remaining_s)
+    trace = worker.client.tracer.begin("call", Kind.CONSUMER, claim.traceparent)
+    work_on(trace)
+    tracing.begin(trace, claim, received)
+    attempt = Attempt(claim, time.monotonic() + claim.remaining_s, trace)
     attempt.timings["queue_wait_s"] = round(claim.queue_wait_s, 6)
     try:
         if cancelled:
@@ -138,11 +154,17 @@ async def invoke(worker: WorkerRuntime, call_id: object, job: Job) -> CallState 
     except asyncio.CancelledError:
         cancelled = True
         reason = StopReason(job.reason or DRAIN)
-        ending, _ = await to_the_end(_stopped(attempt, reason))
+        ending, _ = await to_the_end(_stopped(worker, attempt, reason))
     except Exception as error:
         logger.exception("call %s of %s failed inside the worker", claim.id, claim.tool)
         ending = _ending(worker, attempt, _internal(claim, error))
-    await to_the_end(worker.finish(claim, ending))
+    trace.interrupt(ending.state.value)
+    try:
+        with trace.step("commit"):
+            await to_the_end(worker.finish(claim, ending, tier=attempt.tier, begun=attempt.begun))
+    finally:
+        tracing.end(trace, claim, ending)
+        worker.client.tracer.end(trace)
     if cancelled:
         raise asyncio.CancelledError
     return ending.state
@@ -156,7 +178,8 @@ async def _run(worker: WorkerRuntime, attempt: Attempt) -> Ending:
         except MustWait as wait:
             if (ending := _waits_in_queue(worker, attempt, wait)) is not None:
                 return ending
-            await worker.quotas.wait(wait)
+            with attempt.trace.step("quota wait"):
+                await worker.quotas.wait(wait)
             attempt.waited = True
         except FleetError as error:
             ending = _ending(worker, attempt, error)
@@ -184,16 +207,19 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
     claim = attempt.claim
     attempt.dispatched = False
     served = await worker.served(claim.server_version_id)
+    attempt.trace.attributes[SERVER_VERSION] = served.definition.version
     wanted = await _wanted(worker, served, claim)
-    policy = await worker.policies.of(claim.tenant_id)
-    attempt.rules = policy.output
-    policy.refuse_call(served.definition, wanted.name, wanted.delivery, approved=claim.approved)
-    gate = Gate(claim.tenant_id, worker.server, wanted.name, policy.output, worker.guardrails)
-    await gate.arguments(claim.arguments)
-    if claim.method == TOOLS_CALL:
-        await worker.settled(served, attempt.remaining_s)
-        worker.refuse_held(served, wanted.name)
-    permit = await served.breaker.allow()
+    with attempt.trace.step("policy"):
+        policy = await worker.policies.of(claim.tenant_id)
+        attempt.rules, attempt.tier = policy.output, policy.tier.name
+        policy.refuse_call(served.definition, wanted.name, wanted.delivery, approved=claim.approved)
+        gate = Gate(claim.tenant_id, worker.server, wanted.name, policy.output, worker.guardrails)
+        await gate.arguments(claim.arguments)
+        if claim.method == TOOLS_CALL:
+            await worker.settled(served, attempt.remaining_s)
+            worker.refuse_held(served, wanted.name)
+    with attempt.trace.step("breaker"):
+        permit = await served.breaker.allow()
     verdict = STOPPED.verdict
     lease = None
     try:
@@ -201,6 +227,7 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
         try:
             result = await _call(worker, served, attempt, wanted, gate)
         except FleetError as error:
+            attempt.trace.interrupt(error.code.code)
             if not await _credential_is_newer(served, attempt, error):
                 raise
             # Nothing has run yet.
@@ -210,12 +237,14 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
         _refuse_too_large(claim, result, policy.limits.result_bytes)
         if result.large is not None:
             return await _read_large(worker, attempt, gate, result.large, wanted.schema)
-        clean = await gate.result(claim.tool, wanted.schema, result.body, result.size_bytes)
+        with attempt.trace.step("redact"):
+            clean = await gate.result(claim.tool, wanted.schema, result.body, result.size_bytes)
         _note(worker, attempt, clean.findings)
         is_error = bool(clean.body.get("isError"))
         shape = shape_of(result.body) if claim.method == TOOLS_CALL else None
         return Answer(clean.body, is_error, shape=shape)
     except FleetError as error:
+        attempt.trace.interrupt(error.code.code)
         verdict = consequence(error).verdict
         if attempt.key is not None and asks_for_a_pause(error):
             identity = attempt.key.identity
@@ -223,6 +252,7 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
         raise
     finally:
         worker.quotas.end(lease)
+        worker.figures.attempted(verdict)
         await permit.report(verdict)
 
 
@@ -246,14 +276,18 @@ async def _within_quota(
     if not worker.quotas.concerns(served.definition):
         return None
     claim = attempt.claim
+    step = attempt.trace.step("quota")
     key = await _key(served, claim, attempt.remaining_s)
-    return await worker.quotas.take(
-        served.definition,
-        key.identity,
-        claim.delivery,
-        holds_s=served.definition.pool.borrow_timeout_s + claim.call_timeout_s,
-        again=attempt.waited,
-    )
+    try:
+        return await worker.quotas.take(
+            served.definition,
+            key.identity,
+            claim.delivery,
+            holds_s=served.definition.pool.borrow_timeout_s + claim.call_timeout_s,
+            again=attempt.waited,
+        )
+    finally:
+        step.end()
 
 
 def _waits_in_queue(worker: WorkerRuntime, attempt: Attempt, wait: MustWait) -> Ending | None:
@@ -304,9 +338,10 @@ async def _read_large(
 ) -> Answer:
     """Have a large result pass the gate; keep it beside the ledger if it stays large."""
     claim = attempt.claim
-    clean = await worker.large.finish(
-        large, claim.tool, schema, gate=gate, timeout_s=attempt.remaining_s
-    )
+    with attempt.trace.step("redact"):
+        clean = await worker.large.finish(
+            large, claim.tool, schema, gate=gate, timeout_s=attempt.remaining_s
+        )
     _note(worker, attempt, clean.findings)
     if len(clean.encoded) <= worker.settings.inline_result_bytes:
         return Answer(clean.encoded.decode(), clean.is_error)
@@ -349,6 +384,7 @@ async def _call(
     patience = min(served.definition.pool.borrow_timeout_s, attempt.remaining_s)
     if patience <= 0:
         raise _late(claim)
+    borrowing = attempt.trace.step("borrow")
     key = attempt.key = await _key(served, claim, patience)
     async with served.pool.borrow(
         key,
@@ -356,6 +392,7 @@ async def _call(
         borrower=f"call {claim.id} of {claim.tool}",
         hold_limit_s=min(claim.call_timeout_s, attempt.remaining_s) + HOLD_SLACK_S,
     ) as lease:
+        borrowing.end(attributes={"toolfleet.borrow.spawned": lease.spawned})
         attempt.timings["borrow_wait_s"] = round(lease.waited_s, 6)
         attempt.timings["spawned"] = lease.spawned
         worker.figures.borrow_wait.observe(time.monotonic() - waited_from)
@@ -372,12 +409,13 @@ async def _call(
         until = attempt.deadline - min(LAST_WORD_S, attempt.remaining_s / 10)
         interview = Interview(worker.desk, claim, gate, until, dispatch=attempt.dispatches)
         started = time.monotonic()
+        asking = tracing.asking(attempt.trace, claim.method, wanted.name, lease.session)
         try:
             result = await lease.session.ask(
                 claim.method,
                 wanted.params,
                 timeout_s=timeout_s,
-                meta=_meta(claim),
+                meta={"traceparent": asking.traceparent, **(claim.trace or {})},
                 on_progress=worker.progress_of(claim.id, attempt.rules),
                 mirrored=wanted.mirrored,
                 caller=_caller(worker, served, attempt, lease, interview),
@@ -401,7 +439,17 @@ async def _call(
             worker.figures.call.observe(time.monotonic() - started)
         # Given back, it may be another call's in the next instant: a stop must not close it.
         attempt.session = None
+        _answered(worker, attempt, asking, result)
         return result
+
+
+def _answered(worker: WorkerRuntime, attempt: Attempt, asking: Step, result: ToolResult) -> None:
+    """Note that the server has answered, and how long it says that it took."""
+    tracing.answered(asking, result)
+    server_s = believed(result.server_s, attempt.timings["call_s"])
+    if server_s is not None:
+        attempt.timings["server_s"] = round(server_s, 6)
+        worker.figures.server_time.observe(server_s)
 
 
 def _caller(
@@ -477,7 +525,7 @@ def _ending(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Endin
     )
 
 
-async def _stopped(attempt: Attempt, reason: StopReason) -> Ending:
+async def _stopped(worker: WorkerRuntime, attempt: Attempt, reason: StopReason) -> Ending:
     """Make sure that a cancelled call's work has stopped, and say how that was shown.
 
     The SDK has told the server already (``notifications/cancelled``, or a closed stream); closing
@@ -490,6 +538,8 @@ async def _stopped(attempt: Attempt, reason: StopReason) -> Ending:
     elif attempt.session is not None:
         report = await attempt.session.close()
         attempt.timings["stop"] = {"rung": report.rung, "elapsed_s": round(report.elapsed_s, 3)}
+    if (stop := attempt.timings.get("stop")) is not None:
+        worker.figures.stopped(stop["rung"], stop["elapsed_s"])
     if reason in (StopReason.DRAIN, StopReason.LEASE_LOST):
         again = claim.delivery.may_rerun or not attempt.dispatched
         error = FleetError(
@@ -553,12 +603,6 @@ def _internal(claim: Claim, error: Exception) -> FleetError:
         f"({type(error).__name__})",
         hint="look at the worker's log; this is a defect of Toolfleet",
     )
-
-
-def _meta(claim: Claim) -> dict[str, Any] | None:
-    if claim.traceparent is None:
-        return None
-    return {"traceparent": claim.traceparent, **(claim.trace or {})}
 
 
 async def _turned_away(waiting: Awaitable[None]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import time
 import uuid
@@ -27,6 +28,7 @@ from registry.bindings import Sealer
 from registry.calls import CallState, Claim, Ending
 from registry.catalog import ServerVersion
 from registry.database import Database, GroupCommit
+from registry.ended import UNKNOWN_TIER, Ended
 from registry.errors import Code, FleetError
 from registry.holds import blocked_tools
 from registry.ingest import ToolRow, get_tool, mark_stale
@@ -43,10 +45,11 @@ from workers.breaker import Breaker, MemoryStore
 from workers.breaker_redis import FallbackStore, RedisStore
 from workers.broker import make_broker
 from workers.census import take_census
-from workers.client import FleetClient, Message
+from workers.client import Message, make_client
 from workers.encryption_keys import open_keys, open_vault
 from workers.figures import Figures
 from workers.guardrails import Guardrails
+from workers.heartbeat import beat
 from workers.keyring import Keyring
 from workers.large import LargeReader
 from workers.limits_redis import hear_pauses
@@ -78,15 +81,22 @@ LEASE_LOST: Final = "lease_lost"
 
 
 class WorkerRuntime:
-    """The residents of one worker process (see `workers.aio_pool.Residents`)."""
+    """The residents of one worker process (see `workers.aio_pool.Residents`).
 
-    def __init__(self, server: str, settings: Settings) -> None:
+    ``end`` has the process end as on SIGTERM; it is called when an operator asks for that.
+    """
+
+    def __init__(
+        self, server: str, settings: Settings, *, end: Callable[[], None] | None = None
+    ) -> None:
         self.server = server
         self.settings = settings
+        self._end = end or _end_process
+        self._asked_to_drain = False
         self.id = _worker_id(server)
         self.figures = Figures(server)
         self.database = Database(settings.database_url, pool_size=3, application=f"worker {server}")
-        self.client = FleetClient(settings.redis_url, local_share=settings.limiter_local_share)
+        self.client = make_client("toolfleet-worker", settings)
         self.quotas = Quotas(server, self.client.limiter, lambda: len(self._running))
         self._breaker_redis = breaker_redis.connect(settings.redis_url)
         self._breakers = FallbackStore(RedisStore(self._breaker_redis), MemoryStore())
@@ -141,28 +151,35 @@ class WorkerRuntime:
         self._following = self._background.start(self._every(WATCH_EVERY_S, self._follow))
         for watch, every_s in (
             (self._stop_asked, WATCH_EVERY_S),
+            (self._drain_asked, WATCH_EVERY_S),
             (self.quotas.read_pauses, WATCH_EVERY_S),
             (self._leave_figures, WATCH_EVERY_S),
             (self._credentials.look_after, WATCH_EVERY_S),
             (self._rotate_credentials, WATCH_EVERY_S),
             (self._count_processes, CENSUS_EVERY_S),
             (self._watch_resources, WATCH_EVERY_S),
+            (self._beat, WATCH_EVERY_S),
         ):
             self._background.start(self._every(every_s, watch))
         self._background.start(hear_pauses(self.client.redis, self.server, self.quotas.read_pauses))
         logger.info("worker %s is ready", self.id)
 
     async def drain(self) -> None:
-        """Let running calls finish within the grace; send back what waits for a session."""
+        """Let running calls finish within the grace; send back what waits for a session.
+
+        An operator's drain is in no hurry: it waits for them as long as their deadlines let it.
+        """
         if self._following is not None:
             self._following.cancel()
         self._background.start(self._versions.drain())
+        grace_s = None if self._asked_to_drain else self.settings.drain_grace.total_seconds()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), self.settings.drain_grace.total_seconds())
+            await asyncio.wait_for(self._idle.wait(), grace_s)
 
     async def close(self) -> None:
         """Close sessions, give the lease up, whatever became of them, and close connections."""
         await self._background.end()
+        await self._leave_figures()  # the last of what was counted
         await self._versions.close()
         await self.desk.close()
         await self._credentials.close()
@@ -298,9 +315,12 @@ class WorkerRuntime:
         if loop is not None:
             loop.call_soon_threadsafe(lambda: self._background.start(self._stop_queued(call_id)))
 
-    async def finish(self, claim: Claim, ending: Ending) -> None:
+    async def finish(
+        self, claim: Claim, ending: Ending, *, tier: str = UNKNOWN_TIER, begun: float | None = None
+    ) -> None:
         """Record how a call ended, under the lease it was claimed under; send it again if queued.
 
+        ``tier`` and ``begun`` (on the monotonic clock; by default, at its claim) are for figures.
         A large result is stored before; should its call not keep it, the steward removes it.
         While Postgres is away this keeps trying for a minute: the result exists only here.
         """
@@ -309,9 +329,14 @@ class WorkerRuntime:
         self.client.signals.forget(claim.id)
         if kept is None:
             return
-        self.figures.calls.labels(self.server, kept.state.value).inc()
-        if kept.state is CallState.QUEUED and kept.not_before_s is None:
-            await self.client.send(_message(claim))
+        if kept.state is CallState.QUEUED:
+            self.figures.given_back()
+            if kept.not_before_s is None:
+                await self.client.send(_message(claim))
+            return
+        code = kept.error["code"] if kept.error is not None else None
+        lasted_s = claim.age_s if begun is None else time.monotonic() - begun
+        self.figures.ends.ended(Ended(self.server, tier, kept.state, code, kept.is_error, lasted_s))
 
     async def _record(self, claim: Claim, ending: Ending) -> Ending | None:
         """Return the ending as it was recorded; None when it was not."""
@@ -565,6 +590,10 @@ class WorkerRuntime:
             except Exception:  # without a lease this worker would never dispatch again
                 logger.exception("lease of %s not renewed", self.id)
 
+    async def _beat(self) -> None:
+        """Leave a sign of life for a container's health check."""
+        await beat(self.settings.heartbeat_file)
+
     async def _stop_asked(self) -> None:
         """Stop the calls that were asked to stop: what a revoke that Redis lost rests on."""
         asked = set(await calls.stops_of(self.database, self.id))
@@ -572,10 +601,21 @@ class WorkerRuntime:
             if call_id in asked:
                 job.cancel(USER)
 
+    async def _drain_asked(self) -> None:
+        """Have this process end once an operator has asked for it: it takes no further call."""
+        if not self._asked_to_drain and await leases.drain_asked(self.database, self.id):
+            logger.warning("worker %s was asked to drain", self.id)
+            self._asked_to_drain = True
+            self._end()
+
     async def _leave_figures(self) -> None:
         """Leave this process's figures where the API finds them."""
-        self.figures.take(self._versions.ready())
+        ready = self._versions.ready()
+        for served in ready:  # without calls nothing else would ask how their breakers are
+            await served.breaker.look()
+        self.figures.take(ready)
         self.figures.take_quota(self.quotas, limiter_away=self.client.limiter.away)
+        self.figures.take_traces(self.client.tracer)
         await self.client.signals.figures(self.id, self.figures.exposition())
 
     async def _rotate_credentials(self) -> None:
@@ -602,6 +642,10 @@ class WorkerRuntime:
             except Exception:  # a watch that ended would leave its promise unkept for good
                 logger.exception("%s failed for server %s", watch.__name__, self.server)
             await asyncio.sleep(every_s)
+
+
+def _end_process() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _worker_id(server: str) -> str:

@@ -49,6 +49,7 @@ from registry.answers import LARGEST_BYTES, LOG_LEVELS
 from registry.calls import TOOLS_CALL
 from registry.definitions import ServerDefinition
 from registry.errors import Code, FleetError
+from registry.server_time import reported_s
 from workers.caller import NOBODY, Caller, Talk
 from workers.connection import Connection, Credential, Limits
 from workers.exchange import (
@@ -115,6 +116,8 @@ class ToolResult:
     is_error: bool
     size_bytes: int
     large: LargeResult | None = None
+    server_s: float | None = None
+    """What the server says that it took; see `registry.server_time`."""
 
 
 def _scrubbed(
@@ -244,6 +247,11 @@ class Session:
     def over_http(self) -> bool:
         """Say whether the server is reached by HTTP; else it is a child of this process."""
         return self._connection.over_http
+
+    @property
+    def id(self) -> str:
+        """Return what the server calls the session over HTTP, if it does."""
+        return self._connection.session_id
 
     @property
     def _mirrors(self) -> bool:
@@ -438,7 +446,8 @@ class Session:
         if problem := METHODS[method].problem(body):
             self.poisoned = True
             raise not_mcp(self._facts(name, mine), problem=problem)
-        return ToolResult(body, bool(body.get("isError")), size_bytes, large)
+        server_s = reported_s(mine.server_timing, body)
+        return ToolResult(body, bool(body.get("isError")), size_bytes, large, server_s)
 
     # -- judging
 

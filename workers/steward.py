@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
-from collections.abc import Awaitable, Callable
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -34,16 +38,24 @@ from registry import (
 )
 from registry.calls import CallState, Submitted
 from registry.database import Database
+from registry.ended import read_ended
 from registry.errors import Code, FleetError
+from registry.exposition import OTHERS
 from registry.ingest import schedule_refresh
 from registry.policies import Policies
 from registry.runs import read_run_token
 from registry.settings import Settings
 from registry.snapshots import Shelf
+from registry.telemetry import CALL_ID, Kind, code_of, work_on
+from registry.telemetry_metrics import open_outlet
+from registry.trace import trace_of, traceparent_of
 from registry.verdict import Decision
 from workers.background import Background
-from workers.celery_app import app
-from workers.client import FleetClient, Message
+from workers.celery_app import SUBMIT_TASK, app
+from workers.client import Message, make_client
+from workers.end_figures import StewardFigures
+from workers.exporting import Exporting
+from workers.heartbeat import beat
 from workers.notary import PRUNE_EVERY_S, SEAL_EVERY_S, SIGN_EVERY_S, Notary
 from workers.notify import Notifier
 from workers.signals import STEWARD
@@ -89,13 +101,16 @@ class StewardRuntime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.id = f"{STEWARD}{OTHERS}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.figures = StewardFigures()
         self.database = Database(settings.database_url, pool_size=3, application="steward")
-        self.client = FleetClient(settings.redis_url, local_share=settings.limiter_local_share)
+        self.client = make_client("toolfleet-steward", settings)
         self._notary = Notary(settings, self.database)
         self._policies = Policies(self.database)
         self._shelf = Shelf(self.database)
         self._askers: dict[str, _Askers] = {}
         self._notifier = Notifier(settings, self.database)
+        self._exporting = self._export_where_wanted()
         self._background = Background()
 
     async def open(self) -> None:
@@ -119,6 +134,9 @@ class StewardRuntime:
             (self._notary.prune_audit, PRUNE_EVERY_S),
         ):
             self._background.start(self._every(every_s, sweep))
+        if self._exporting is not None:
+            every_s = self._exporting.every_s
+            self._background.start(self._every(every_s, self._exporting.export_metrics))
 
     async def drain(self) -> None:
         """Nothing to wait for: submissions are short."""
@@ -127,6 +145,8 @@ class StewardRuntime:
         """Stop the sweeps and close connections."""
         await self._background.end()
         await self._notifier.close()
+        if self._exporting is not None:
+            self._exporting.close()
         await self.client.close()
         await self.database.close()
 
@@ -139,7 +159,7 @@ class StewardRuntime:
     async def close_dead(self) -> None:
         """Close the calls of dead workers by delivery class; send again what may run again."""
         ended, again = await leases.close_dead(self.database, self.settings.max_attempts)
-        await self.client.signals.ended(ended)
+        await self._tell_ended(ended)
         await self._send(again)
         await questions.forget_left(self.database)
         if ended or again:
@@ -147,11 +167,11 @@ class StewardRuntime:
 
     async def expire(self) -> None:
         """End queued calls whose deadline has passed or whose run was cancelled."""
-        await self.client.signals.ended(await leases.expire(self.database))
+        await self._tell_ended(await leases.expire(self.database))
 
     async def expire_approvals(self) -> None:
         """End queued calls whose approval was not used in time."""
-        await self.client.signals.ended(await approval_gate.expire(self.database))
+        await self._tell_ended(await approval_gate.expire(self.database))
 
     async def tell_approvers(self) -> None:
         """Tell approvers of the calls that wait and that they have not heard of."""
@@ -177,6 +197,7 @@ class StewardRuntime:
                 lost = await leases.take_overdue(self.database, server, late, missing)
                 await self._send(lost)
                 if lost:
+                    self.figures.resent.labels(server).inc(len(lost))
                     logger.warning("sent %d calls of %s again", len(lost), server)
 
     async def send_parked(self) -> None:
@@ -217,8 +238,10 @@ class StewardRuntime:
         await schedule_refresh(self.database, self.settings.refresh_every)
 
     async def say_alive(self) -> None:
-        """Leave a sign of life: nothing else shows that no steward runs."""
+        """Leave a sign of life: nothing else shows that no steward runs; and what it counted."""
+        await beat(self.settings.heartbeat_file)
         await self.client.signals.alive(STEWARD)
+        await self.client.signals.figures(self.id, self.figures.exposition())
 
     async def judge_canaries(self) -> None:
         """Judge each canary by its calls so far; promote or roll back where that was asked for."""
@@ -242,14 +265,46 @@ class StewardRuntime:
         arguments: dict[str, Any],
         idempotency_key: str | None,
         timeout_s: float | None,
+        carrier: Mapping[str, Any] | None = None,
     ) -> None:
         """Commit and send a raw client's call under its task's id, which so can revoke it.
 
         A second delivery of the message is the same call; a known idempotency key gives the
-        earlier call, whose end becomes this task's result too.
+        earlier call, whose end becomes this task's result too. ``carrier`` has the trace context
+        of whoever sent the task, among its headers.
         """
+        carrier = carrier or {}
+        trace = self.client.tracer.begin(SUBMIT_TASK, Kind.CONSUMER, traceparent_of(carrier))
+        work_on(trace)
+        try:
+            with trace.step("submit"):
+                submitted, message = await self._commit(
+                    task_id,
+                    run_token,
+                    traceparent=trace.traceparent,
+                    trace=trace_of(carrier),
+                    tool=tool,
+                    arguments=arguments,
+                    idempotency_key=idempotency_key or f"celery:{task_id}",
+                    timeout_s=timeout_s,
+                )
+            trace.attributes |= {CALL_ID: submitted.id}
+            if not submitted.created:
+                self._reply_too(submitted, task_id)
+            elif message is not None:
+                await self.client.send(Message(**message))
+        except BaseException as error:
+            trace.error = code_of(error)
+            raise
+        finally:
+            self.client.tracer.end(trace)
+
+    async def _commit(
+        self, task_id: str, run_token: str, **wish: Any
+    ) -> tuple[Submitted, dict[str, Any] | None]:
+        """Commit a raw client's call; return its row, and its message if one is to be sent."""
         run_id, tenant = read_run_token(run_token, self.settings.secret_key.get_secret_value())
-        submitted, message = await submission.submit_one(
+        return await submission.submit_one(
             self.database,
             self.settings,
             run_id=run_id,
@@ -258,18 +313,10 @@ class StewardRuntime:
             shelf=self._shelf,
             admission=self.client.admission,
             actor=f"celery:{tenant}",
-            tool=tool,
-            arguments=arguments,
-            idempotency_key=idempotency_key or f"celery:{task_id}",
-            timeout_s=timeout_s,
             reply_to=task_id,
             call_id=task_id if _UUID.fullmatch(task_id) else None,
+            **wish,
         )
-        if submitted.created:
-            if message is not None:
-                await self.client.send(Message(**message))
-        else:
-            self._reply_too(submitted, task_id)
 
     def _reply_too(self, submitted: Submitted, task_id: str) -> None:
         """Have an earlier call's end stored for one more task (see `reply_again`)."""
@@ -277,6 +324,19 @@ class StewardRuntime:
         askers = self._askers.setdefault(submitted.id, _Askers(until))
         askers.until = until
         askers.tasks.add(task_id)
+
+    def _export_where_wanted(self) -> Exporting | None:
+        outlet = open_outlet()
+        if outlet is None:
+            return None
+        return Exporting(self.database, self.client, outlet, process=self.id, clock_ns=time.time_ns)
+
+    async def _tell_ended(self, ids: Sequence[str]) -> None:
+        """Tell whoever waits that calls have ended, and count them."""
+        await self.client.signals.ended(ids)
+        if ids:
+            for call in await read_ended(self.database, ids):
+                self.figures.ends.ended(call)
 
     async def _send(self, unsent: list[leases.Unsent]) -> None:
         await asyncio.gather(*(self.client.send(Message(**vars(call))) for call in unsent))

@@ -65,7 +65,13 @@ class Submit(CoroutineTask):
         assert isinstance(steward, StewardRuntime)
         try:
             await steward.submit(
-                request["id"], run_token, tool, arguments or {}, idempotency_key, timeout_s
+                request["id"],
+                run_token,
+                tool,
+                arguments or {},
+                idempotency_key,
+                timeout_s,
+                carrier=request,
             )
         except FleetError as error:
             raise SubmissionRefused(error.as_dict()) from None

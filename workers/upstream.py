@@ -43,6 +43,7 @@ _MAX_PING_BYTES: Final = 100  # of an answer with nothing in it
 _REFUSAL_BYTES: Final = 64 * 1024
 _REFUSAL_LIMIT_S: Final = 0.5
 _SAID_CHARS: Final = 500
+_LONGEST_SESSION_ID: Final = 128
 _KEEPALIVE_S: Final = 120.0
 _WRITE_LIMIT_S: Final = 30.0
 # A peer that is gone without a word is noticed within a minute, on streams that are quiet too.
@@ -86,6 +87,8 @@ class Wire(httpx2.AsyncBaseTransport):
         self._max_body_bytes = max_body_bytes
         self._large = large
         self._asides: set[asyncio.Task[None]] = set()
+        self.session_id = ""
+        """What the server calls the session, if it does."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request in the way its kind asks for."""
@@ -107,7 +110,8 @@ class Wire(httpx2.AsyncBaseTransport):
         return httpx2.Response(202)
 
     async def _ask(self, request: httpx2.Request, exchange: Exchange) -> httpx2.Response:
-        exchange.begin(in_session="mcp-session-id" in request.headers)
+        in_session = "mcp-session-id" in request.headers
+        exchange.begin(in_session=in_session)
         request.headers.update(exchange.headers)
         try:
             response = await self._inner.handle_async_request(request)
@@ -116,6 +120,7 @@ class Wire(httpx2.AsyncBaseTransport):
             exchange.failure = error
             return _in_its_place()
         exchange.status = response.status_code
+        exchange.server_timing = response.headers.get("server-timing", "")
         if response.status_code >= 400:
             exchange.retry_after_s = retry_after_s(response.status_code, response.headers)
             exchange.challenge = response.headers.get("www-authenticate", "")
@@ -124,6 +129,8 @@ class Wire(httpx2.AsyncBaseTransport):
             exchange.problem = problem
             await response.aclose()
             return _in_its_place()
+        if not in_session:
+            self.session_id = response.headers.get("mcp-session-id", "")[:_LONGEST_SESSION_ID]
         response.stream = self._watched(exchange, response)
         return response
 

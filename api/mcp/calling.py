@@ -25,6 +25,7 @@ from api.mcp.results import complete, result_of, result_of_error
 from api.mcp.telling import Teller
 from api.mcp.tool_request import ToolRequest
 from api.mcp.uris import shown_result
+from api.tracing import name_after_mcp, saw
 from api.waiting import Row
 from registry.calls import CallState
 from registry.definitions import TaskUse
@@ -171,8 +172,12 @@ async def _called(asked: Asked, run: Run, wish: Wish, *, reports: bool) -> Async
         following = asked.operations.begin(
             asked.actor, run.id, wish, reports=reports, leaving_stops=leaving_stops
         )
-    async with following as call:
-        yield call
+    try:
+        async with following as call:
+            yield call
+            saw(call.row)
+    finally:
+        name_after_mcp(asked.method, asked.revision.value, asked.session)
 
 
 class _Conversation:

@@ -41,10 +41,14 @@ WITHOUT_ACCEPT: Final = "the header Accept has to name application/json and text
 
 
 class Endpoint:
-    """The endpoint as an ASGI application."""
+    """The endpoint as an ASGI application, at a ``path``."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer an HTTP request of an MCP client."""
+        scope["route"] = self  # what was matched, for whoever counts and traces requests
         face: Face = scope["app"].state.mcp
         actor: Actor = scope["state"]["actor"]
         CALLERS.refuse(actor)
@@ -215,7 +219,7 @@ async def _delete(face: Face, inbound: Inbound, exchange: Exchange) -> None:
 
 
 def _route(path: str) -> Route:
-    route = Route(path, Endpoint(), methods=["POST", "GET", "DELETE"], include_in_schema=False)
+    route = Route(path, Endpoint(path), methods=["POST", "GET", "DELETE"], include_in_schema=False)
     assert route.methods is not None
     route.methods.discard("HEAD")  # added beside GET, which streams here
     return route

@@ -416,6 +416,17 @@ async def test_a_misbehaving_server_costs_its_own_call_only(
                 await ends_as(OK, session, "behave")
 
 
+@requirement("metrics:server-time")
+async def test_the_time_that_a_server_reports_comes_with_its_result(
+    standing: dict[Face, Faulty], tmp_path: Path, reader: LargeReader
+) -> None:
+    async with server_for("timed", "http", tmp_path / "journal", standing, reader) as server:
+        session = await server.open()
+        timed, untimed = await call(session, "timed"), await call(session, "behave")
+    assert timed.server_s == 0.00025
+    assert untimed.server_s is None
+
+
 @requirement("faults:typed-in-time", "session:http-status")
 @pytest.mark.parametrize(("mode", "face"), cases(AT_HANDSHAKE))
 async def test_a_server_that_cannot_be_opened_says_why_in_time(

@@ -8,11 +8,16 @@ import uuid
 from collections import Counter
 from functools import partial
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import httpx2
+import psutil
 import pytest
 from celery import Celery
 from redis.asyncio import Redis
 
+from registry import tenants
+from registry.tenants import Role
 from tests.fleet.driver import MAX_RESULT_BYTES, Fleet, script
 from tests.odd_messages import ODD_ARGUMENTS, odd_messages
 from tests.requirements import requirement
@@ -312,6 +317,19 @@ async def test_flower_shows_a_call_under_its_tools_name_without_arguments_and_re
 
 
 @requirement("celery:flower")
+async def test_flower_shows_how_long_a_call_took(fleet: Fleet) -> None:
+    call = await fleet.call(await fleet.run(), "other_sleep", seconds=0.3, token="timed")
+
+    async def shown() -> dict[str, Any] | None:
+        answer = await fleet.flower.get(f"/api/task/info/{call['id']}")
+        return answer.json() if answer.is_success and answer.json()["succeeded"] else None
+
+    info = await until(shown)
+    assert info is not None
+    assert info["runtime"] >= 0.3
+
+
+@requirement("celery:flower")
 async def test_flower_shows_how_a_call_ended(fleet: Fleet) -> None:
     call = await fleet.call(await fleet.run(), "local_big", size=MAX_RESULT_BYTES + 1)
 
@@ -340,6 +358,66 @@ async def test_flower_answers_nobody_without_the_operators_key(fleet: Fleet) -> 
     url = f"{fleet.local.flower_url}/api/workers"
     answer = await fleet.http.get(url, headers={"authorization": "Basic b3BlcmF0b3I6eA=="})
     assert answer.status_code == 401
+
+
+@requirement("celery:flower-sign-in")
+async def test_flower_opens_to_operators_who_are_signed_in_to_the_console(fleet: Fleet) -> None:
+    url, page = fleet.local.flower_url, {"accept": "text/html"}
+    async with httpx2.AsyncClient(trust_env=False, timeout=20) as browser:
+        for path in ("/tasks?state=FAILURE", "/metrics", "/api/workers", "/"):
+            sent = await browser.get(url + path, headers=page)
+            assert sent.status_code == 302
+            back = urlsplit(sent.headers["location"])
+            assert back.netloc == urlsplit(fleet.local.api_url).netloc
+            assert parse_qs(back.query) == {"next": [url + path]}
+            assert (await browser.get(url + path)).status_code == 401
+        form = {"credential": fleet.local.operator_key, "next": f"{url}/tasks"}
+        signed_in = await browser.post(f"{fleet.local.api_url}/console/sign-in", data=form)
+        assert signed_in.headers["location"] == f"{url}/tasks"
+        assert "Tasks" in (await browser.get(f"{url}/tasks", headers=page)).text
+        shown = await browser.get(f"{fleet.local.api_url}/console/none", headers=page)
+        assert f'href="{url}/"' in shown.text
+
+
+@requirement("celery:flower-sign-in")
+async def test_flower_opens_to_no_other_role(fleet: Fleet) -> None:
+    _, key = await tenants.create_key(fleet.database, name="Ada", role=Role.AUDITOR)
+    auth = httpx2.BasicAuth("Ada", key)
+    answer = await fleet.flower.get("/api/workers", auth=auth)
+    assert (answer.status_code, answer.text) == (403, "Flower is for operators, and Ada is none")
+
+
+@requirement("celery:flower-sign-in")
+async def test_a_session_stops_calls_in_flower_from_its_own_pages_alone(fleet: Fleet) -> None:
+    run = await fleet.run()
+    call_id = await fleet.submit(run, "local_sleep", seconds=60, token="by-a-session")
+    await fleet.journal("local").saw("started", "by-a-session")
+    revoke = f"{fleet.local.flower_url}/api/task/revoke/{call_id}"
+    async with httpx2.AsyncClient(trust_env=False, timeout=20) as browser:
+        form = {"credential": fleet.local.operator_key}
+        await browser.post(f"{fleet.local.api_url}/console/sign-in", data=form)
+        await browser.get(f"{fleet.local.flower_url}/tasks")
+        ours = {"x-xsrftoken": browser.cookies["_xsrf"]}
+        for headers in (
+            {},
+            {**ours, "origin": "https://evil.example"},
+            {**ours, "sec-fetch-site": "same-site"},
+        ):
+            assert (await browser.post(revoke, headers=headers)).status_code == 403
+        assert (await fleet.http.get(f"/v1/calls/{call_id}")).json()["stop_requested_at"] is None
+        told = await browser.post(revoke, headers=ours)
+    assert told.json() == {"message": f"Call {call_id}: stop requested"}
+    assert (await fleet.ended(call_id))["state"] == "stopped"
+    query = {"call": call_id, "event": "call.stop_requested"}
+    (entry,) = (await fleet.http.get("/v1/audit", params=query)).json()["entries"]
+    assert entry["actor"].startswith("key:")
+
+
+@requirement("celery:flower-sign-in")
+async def test_flower_has_no_secret_of_the_fleet(fleet: Fleet) -> None:
+    flower = psutil.Process(fleet.local.children["flower"].program.pid)
+    assert fleet.local.operator_key not in str(flower.environ())
+    assert not {"TOOLFLEET_SECRET_KEY", "TOOLFLEET_DATABASE_URL"} & set(flower.environ())
 
 
 @requirement("celery:inspect")

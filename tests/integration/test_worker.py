@@ -228,6 +228,27 @@ async def test_a_stop_does_not_wait_for_a_version_that_does_not_start(
     assert await ledger.state(call_id) is CallState.STOPPED
 
 
+@requirement("metrics:server-time", "metrics:stops")
+async def test_figures_tell_what_a_server_took_and_how_long_a_call_took_to_stop(
+    ledger: Ledger,
+) -> None:
+    ledger.settings = ledger.settings.model_copy(update={"stop_grace": timedelta(seconds=0.1)})
+    async with opened(ledger) as worker:
+        quick = await ledger.submit("say", arguments={"text": "x", "took_s": 0.0001})
+        await ended(deliver(worker, quick))
+        job = deliver(worker, stopped := await ledger.submit("wait"))
+        await until(lambda: sessions(worker).get("in_use"))
+        await calls.stop(ledger.database, [stopped], actor="test")
+        await ended(job)
+        told = worker.figures.exposition().splitlines()
+    assert (await ledger.row(quick))["timings"]["server_s"] == 0.0001
+    assert 'toolfleet_server_seconds_count{server="demo"} 1.0' in told
+    assert 'toolfleet_stop_seconds_count{rung="sigterm",server="demo"} 1.0' in told
+    for outcome in ("answered", "stopped"):
+        labels = f'outcome="{outcome}",server="demo",tier="default"'
+        assert f"toolfleet_call_outcomes_total{{{labels}}} 1.0" in told
+
+
 @requirement("worker:lets-old-versions-go")
 async def test_an_old_version_is_not_kept_warm_beside_one_that_has_no_shared_sessions(
     ledger: Ledger,
