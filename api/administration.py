@@ -210,7 +210,7 @@ async def rotate_key(request: Request, key_id: str, body: RotateKey) -> Response
         within=actor.scopes,
         actor=label(actor),
     )
-    request.app.state.keyring.forget()
+    _ask_again(request)
     return answer({**key, "key": plaintext}, 201)
 
 
@@ -219,8 +219,14 @@ async def revoke_key(request: Request, key_id: str) -> Response:
     """Revoke a key; the last process knows it two seconds later."""
     database = operations_of(request).database
     await tenants.revoke_key(database, _key_id(key_id), actor=label(actor_of(request)))
-    request.app.state.keyring.forget()
+    _ask_again(request)
     return Response(status_code=204)
+
+
+def _ask_again(request: Request) -> None:
+    """Have whoever was let in asked for anew: a key changed."""
+    request.app.state.keyring.forget()
+    request.app.state.sessions.forget()
 
 
 def _key_id(text: str) -> str:

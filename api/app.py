@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -24,20 +25,30 @@ from api import (
     rest,
     rollouts,
     tenancy,
+    tending,
+    watching,
 )
 from api.addressed import Addressed, Addresses
+from api.attempts import Attempts
 from api.auditing import Readers
 from api.auth import Gate, Keyring
 from api.bounds import Bounds
+from api.console import pages
+from api.console.door import Door
+from api.console.frame import Frame
+from api.console.lookout import Lookout
+from api.console.sessions import Sessions
 from api.mcp import endpoint
 from api.mcp.face import Face
 from api.metrics import Measure
 from api.oidc import make_issuer
 from api.operations import Operations
+from api.own_figures import OwnFigures
+from api.tracing import Traced
 from api.waiting import WaitingRoom
 from registry.database import Database
 from registry.settings import Settings
-from workers.client import FleetClient
+from workers.client import FleetClient, make_client
 from workers.encryption_keys import open_keys
 
 TITLE: Final = "Toolfleet"
@@ -55,11 +66,13 @@ class FleetApp(FastAPI):
         asking.router,
         administration.router,
         rollouts.router,
+        tending.router,
         tenancy.router,
         approving.router,
         auditing.router,
         credentials.router,
         checkup.router,
+        watching.router,
         health.router,
         metrics.router,
     )
@@ -95,7 +108,9 @@ def create_app(
     database = Database(settings.database_url, pool_size=POOL_SIZE, application="toolfleet api")
     figures = CollectorRegistry()
     issuer = make_issuer(settings)
-    keyring = Keyring(database, issuer=issuer)
+    attempts = Attempts()
+    keyring = Keyring(database, issuer=issuer, attempts=attempts)
+    sessions = Sessions(database, settings, attempts=attempts)
     addresses = Addresses(settings.allowed_hosts, settings.allowed_origins)
     # Arguments are escaped in JSON, so their text may be longer than what is stored.
     usual_body = settings.max_arguments_bytes * 2
@@ -105,19 +120,24 @@ def create_app(
         client = (
             connect(settings.redis_url)
             if connect is not None
-            else FleetClient(settings.redis_url, local_share=settings.limiter_local_share)
+            else make_client("toolfleet-api", settings)
         )
         room = WaitingRoom(database, client.redis)
         app.state.operations = operations = Operations(settings, database, client, room)
+        app.state.lookout = Lookout(operations)
         app.state.mcp = face = Face(operations)
+        app.state.own_figures = own_figures = OwnFigures(figures, client)
         await room.open()
+        own_figures.open()
         try:
             yield
         finally:
+            await own_figures.close()
             await room.close()
             await face.close()
             await operations.close()
             await client.close()
+            await sessions.close()
             await keyring.close()
             await database.close()
 
@@ -129,15 +149,19 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.keyring = keyring
-    app.state.figures = figures
+    app.state.sessions = sessions
+    app.state.frame = Frame(pages.router.routes, settings)
     app.state.encryption_keys = open_keys(settings)
     app.state.audit_readers = Readers()
     # The last one added is the first to see a request.
-    app.add_middleware(Gate, keyring=keyring)
+    door = partial(Door, keyring=keyring, sessions=sessions)
+    app.add_middleware(Gate, keyring=keyring, door=door)
     app.add_middleware(Addressed, addresses=addresses)
     app.add_middleware(Bounds, most_requests=settings.max_requests, usual_body=usual_body)
     errors.install(app)
+    app.add_middleware(Traced)
     app.add_middleware(Measure, figures=figures)
     for part in app.parts:
         app.include_router(part, max_body_size=usual_body)
+    app.include_router(pages.router, max_body_size=usual_body)
     return app

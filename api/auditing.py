@@ -6,7 +6,7 @@ Who is bound to a tenant gets that tenant's chain and nothing of the others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from importlib.metadata import version
 from typing import Annotated, Any, Final, Literal
@@ -27,6 +27,7 @@ from registry.cef import cef
 from registry.checkpoint_file import CheckpointFile
 from registry.errors import Code, FleetError
 from registry.export import Wanted
+from registry.findings import Verdict
 from registry.signing import public_file, read_public_keys
 from registry.tenants import Role
 
@@ -93,7 +94,7 @@ async def list_audit(
     """Show what was changed by whom, newest first; ``event`` may be a family such as `call.*`."""
     found = await audit.entries(
         operations_of(request).database,
-        tenant=_tenant_for(request, tenant),
+        tenant=tenant_for(request, tenant),
         run=run,
         call=call,
         event=event,
@@ -120,19 +121,12 @@ async def verify_audit(request: Request, tenant: _Text = None) -> Response:
 
     The checkpoints kept outside the database are taken in where this process can read them.
     """
-    operations, readers = operations_of(request), _readers(request)
-    wanted = Wanted(_tenant_for(request, tenant))
-    readers.check()
-    settings = operations.settings
-    keys = await asyncio.to_thread(read_public_keys, public_file(settings.audit_key_path))
-    outside = CheckpointFile(settings.audit_checkpoints_path).lines()
+    verifying = await begin_to_verify(request, tenant)
 
     async def lines() -> AsyncIterator[bytes]:
         said = -1
         try:
-            async with aclosing(
-                export.verify(operations.database, wanted, keys, outside)
-            ) as progress:
+            async with aclosing(verifying) as progress:
                 async for news in progress:
                     if not isinstance(news, int):
                         yield encode({"verdict": news.as_dict()}) + b"\n"
@@ -142,7 +136,7 @@ async def verify_audit(request: Request, tenant: _Text = None) -> Response:
         except FleetError as error:
             yield encode({"problem": error.as_dict()}) + b"\n"
 
-    return StreamingResponse(readers.counted(lines()), media_type=NDJSON)
+    return StreamingResponse(readers_of(request).counted(lines()), media_type=NDJSON)
 
 
 @router.get(
@@ -164,8 +158,8 @@ async def export_audit(
     since: _Instant = None,
 ) -> Response:
     """Export the audit, or a tenant's part of it; the export is an entry of its own."""
-    operations, readers = operations_of(request), _readers(request)
-    wanted = Wanted(_tenant_for(request, tenant), since)
+    operations, readers = operations_of(request), readers_of(request)
+    wanted = Wanted(tenant_for(request, tenant), since)
     readers.check()
     await _note_export(request, format, wanted)
     if format == "jsonl":
@@ -188,6 +182,20 @@ async def export_audit(
     return StreamingResponse(readers.counted(content()), headers=headers, media_type=media_type)
 
 
+async def begin_to_verify(request: Request, tenant: str | None) -> AsyncGenerator[int | Verdict]:
+    """Return what verifies the chains that the caller may read; whoever reads it is `counted`.
+
+    Raises `rate_limited` where too many do so already, `not_found` for another tenant's chain.
+    """
+    operations = operations_of(request)
+    wanted = Wanted(tenant_for(request, tenant))
+    readers_of(request).check()
+    settings = operations.settings
+    keys = await asyncio.to_thread(read_public_keys, public_file(settings.audit_key_path))
+    outside = CheckpointFile(settings.audit_checkpoints_path).lines()
+    return export.verify(operations.database, wanted, keys, outside)
+
+
 async def _note_export(request: Request, format_: str, wanted: Wanted) -> None:
     details = {"format": format_, "since": wanted.since.isoformat() if wanted.since else None}
     async with operations_of(request).database.transaction() as connection:
@@ -195,7 +203,7 @@ async def _note_export(request: Request, format_: str, wanted: Wanted) -> None:
         await audit.record(connection, who, "audit.exported", details, tenant=wanted.tenant)
 
 
-def _tenant_for(request: Request, tenant: str | None) -> str | None:
+def tenant_for(request: Request, tenant: str | None) -> str | None:
     """Return whose entries the caller gets; raise `not_found` for another tenant's."""
     own = actor_of(request).tenant
     if own is not None and tenant not in {None, own}:
@@ -203,6 +211,7 @@ def _tenant_for(request: Request, tenant: str | None) -> str | None:
     return own if own is not None else tenant
 
 
-def _readers(request: Request) -> Readers:
+def readers_of(request: Request) -> Readers:
+    """Return who reads the whole audit in this process."""
     readers: Readers = request.app.state.audit_readers
     return readers

@@ -1,7 +1,8 @@
 """Who asks, and what for: one gate before every route, open for health alone.
 
 Invariants:
- 1. Nothing but `OPEN_PATHS` answers without a credential that is valid.
+ 1. Nothing but `OPEN_PATHS` answers without a credential that is valid. What is under `CONSOLE`
+    has a door of its own (`api.console.door`), which takes its sessions as well; nothing else does.
  2. A route that does not say whom it is for (`only`) is for operators and tenants.
  3. A key is refused what its scopes leave out before the request's body is read.
 """
@@ -28,6 +29,7 @@ from registry.errors import Code, FleetError
 from registry.tenants import Actor, Role
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
+CONSOLE: Final = "/console"
 KEPT_FOR_S: Final = 2.0
 NOTED_EVERY_S: Final = 60.0
 LONGEST_CREDENTIAL: Final = 16_384
@@ -109,6 +111,15 @@ class Keyring:
         if not asking.cancelled():
             asking.exception()  # whoever asked has it, or has left
 
+    async def left_s(self, credential: str) -> float | None:
+        """Return for how many seconds a credential that was let in says it is good; None: no end.
+
+        A key has none of its own: whether it still is one is asked anew each time.
+        """
+        if self._issuer is not None and self._issuer.may_have_issued(credential):
+            return await self._issuer.left_s(credential)
+        return None
+
     async def close(self) -> None:
         """Finish what is being written."""
         if self._issuer is not None:
@@ -155,16 +166,23 @@ async def still_let_in(keyring: Keyring, scope: Scope) -> bool:
 
 
 class Gate:
-    """ASGI middleware: lets a request through with its actor, or answers why not."""
+    """ASGI middleware: lets a request through with its actor, or answers why not.
 
-    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+    ``door`` makes what stands before the console.
+    """
+
+    def __init__(self, app: ASGIApp, keyring: Keyring, door: Callable[[ASGIApp], ASGIApp]) -> None:
         self._app = app
         self._keyring = keyring
+        self._console = door(app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what carries a valid credential, and what needs none."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] == "http" and is_console(scope["path"]):
+            await self._console(scope, receive, send)
             return
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             source = (scope.get("client") or ("",))[0]
@@ -175,6 +193,11 @@ class Gate:
                 return
             scope.setdefault("state", {})["actor"] = actor
         await self._app(scope, receive, send)
+
+
+def is_console(path: str) -> bool:
+    """Say whether a path is the console's."""
+    return path == CONSOLE or path.startswith(f"{CONSOLE}/")
 
 
 def credential_of(scope: Scope) -> str:

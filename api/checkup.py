@@ -33,6 +33,7 @@ MOST_SKEW_S: Final = 2.0
 LONGEST_QUEUED_S: Final = 60.0
 LONGEST_UNSEALED_S: Final = 60.0
 _BREAKER_OPEN: Final = 2.0
+_CLOCK: Final = time.time  # noqa: TID251 - the one place that compares clocks
 
 State = Literal["ok", "warning", "failed"]
 
@@ -69,9 +70,24 @@ async def check(
     operations: Operations,
     *,
     callers_time_s: float | None = None,
-    clock: Callable[[], float] = time.time,  # noqa: TID251 - the one place that compares clocks
+    clock: Callable[[], float] = _CLOCK,
 ) -> AsyncIterator[Finding]:
     """Yield what was found, part by part; a part that is away hides those that need it."""
+    async for finding in check_parts(operations, callers_time_s=callers_time_s, clock=clock):
+        yield finding
+        if (finding.check, finding.state) == ("database", "failed"):
+            return
+    async for finding in _servers(operations):
+        yield finding
+
+
+async def check_parts(
+    operations: Operations,
+    *,
+    callers_time_s: float | None = None,
+    clock: Callable[[], float] = _CLOCK,
+) -> AsyncIterator[Finding]:
+    """Yield what `check` does of everything but the servers and their queues."""
     clocks = {"API": clock()} | ({"caller": callers_time_s} if callers_time_s else {})
     try:
         facts = await overview.database_facts(operations.database)
@@ -99,8 +115,6 @@ async def check(
         yield _credential(ailing)
     if clear := await definition_secrets.in_the_clear(operations.database):
         yield _in_the_clear(clear)
-    async for finding in _servers(operations):
-        yield finding
 
 
 def _broker(facts: dict[str, Any]) -> Finding:

@@ -21,7 +21,7 @@ from registry.errors import Code, FleetError
 logger = logging.getLogger("toolfleet.api")
 
 PROBLEM: Final = "application/problem+json"
-_INTERNAL: Final = FleetError(
+INTERNAL: Final = FleetError(
     Code.INTERNAL,
     "the request failed for a reason inside Toolfleet",
     hint="the log of the API process has the details",
@@ -79,17 +79,30 @@ async def _fleet_error(_request: Request, error: Exception) -> Response:
 
 async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    refusal, _ = refusal_of(error)
+    return problem(refusal)
+
+
+def refusal_of(
+    error: FleetError | RequestValidationError | HTTPException,
+) -> tuple[FleetError, int]:
+    """Return what the framework refused as an error of ours, and its status."""
+    if isinstance(error, FleetError):
+        return error, error.code.status
+    if isinstance(error, HTTPException):
+        status = error.status_code
+        code, hint = _OF_STATUS.get(status, Code.INVALID_REQUEST), _HINTS.get(status, "")
+        return FleetError(code, str(error.detail), hint=hint), status
     # What was sent is left out: it may hold arguments and secrets.
     problems = [_problem_of(item) for item in error.errors()]
     first = problems[0]
-    return problem(
-        FleetError(
-            Code.INVALID_REQUEST,
-            f"the request is not valid: {first['path']}: {first['problem']}",
-            hint="correct what details lists; the schema is in GET /openapi.json",
-            details={"problems": problems},
-        )
+    refusal = FleetError(
+        Code.INVALID_REQUEST,
+        f"the request is not valid: {first['path']}: {first['problem']}",
+        hint="correct what details lists; the schema is in GET /openapi.json",
+        details={"problems": problems},
     )
+    return refusal, refusal.code.status
 
 
 def _problem_of(item: dict[str, Any]) -> dict[str, str]:
@@ -104,12 +117,8 @@ async def _refused(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(sorted(_methods_of(request)))
-    refusal = FleetError(
-        _OF_STATUS.get(error.status_code, Code.INVALID_REQUEST),
-        str(error.detail),
-        hint=_HINTS.get(error.status_code, ""),
-    )
-    return problem(refusal, status=error.status_code, headers=headers)
+    refusal, status = refusal_of(error)
+    return problem(refusal, status=status, headers=headers)
 
 
 def _methods_of(request: Request) -> set[str]:
@@ -156,7 +165,7 @@ class LastResort:
             if scope["type"] != "http" or begun:
                 raise
             logger.exception("%s %s failed", *_what(scope))
-            await problem(_INTERNAL)(scope, receive, send)
+            await problem(INTERNAL)(scope, receive, send)
 
 
 def _what(scope: Scope) -> tuple[str, str]:

@@ -71,20 +71,28 @@ class Issuer:
         Raises `unauthenticated`, `token_expired`, `forbidden`, and `identity_unavailable` where the
         provider's keys cannot be had.
         """
-        header = tokens.read_header(token)
-        key = await self._key(header.key_id)
-        now_s = self._wall_clock()
-        claims = tokens.check(
-            token, header, key, issuer=self._url, audience=self._audience, now_s=now_s
-        )
-        left_s = claims.expires_at + tokens.LEEWAY_S - now_s
-        return self._claims.actor(claims), min(left_s, TOKEN_KEPT_FOR_S)
+        claims, left_s = await self._checked(token)
+        return self._claims.actor(claims), min(left_s + tokens.LEEWAY_S, TOKEN_KEPT_FOR_S)
+
+    async def left_s(self, token: str) -> float:
+        """Return how many seconds are left until a token's expiry; raise what `actor` does."""
+        _, left_s = await self._checked(token)
+        return left_s
 
     async def close(self) -> None:
         """Stop asking."""
         if self._fetching is not None:
             self._fetching.cancel()
             await asyncio.wait([self._fetching])
+
+    async def _checked(self, token: str) -> tuple[tokens.Claims, float]:
+        header = tokens.read_header(token)
+        key = await self._key(header.key_id)
+        now_s = self._wall_clock()
+        claims = tokens.check(
+            token, header, key, issuer=self._url, audience=self._audience, now_s=now_s
+        )
+        return claims, claims.expires_at - now_s
 
     async def _key(self, key_id: str) -> Mapping[str, Any]:
         age_s = self._clock() - self._fetched_at

@@ -212,6 +212,50 @@ class Rollouts(_Shown):
     rollouts: list[Rollout]
 
 
+class Breaker(_Shown):
+    """The breaker of a server version: ``open_s`` since it was closed, ``why`` it is not."""
+
+    server: str
+    version: str
+    state: Literal["closed", "open", "half_open"]
+    open_s: float
+    why: str
+    retry_after_s: float
+    calls: int
+    failures: int
+    consecutive_timeouts: int
+
+
+class DrainedWorker(_Shown):
+    """A worker that takes no more calls."""
+
+    id: str
+    server: str
+    hostname: str
+    pid: int
+    started_at: datetime
+    drain_requested_at: datetime
+
+
+class Worker(_Shown):
+    """A worker process, and the sessions that it holds of each version."""
+
+    id: str
+    server: str
+    hostname: str
+    pid: int
+    started_at: datetime
+    drain_requested_at: datetime | None
+    pools: list[dict[str, Any]]
+
+
+class Workers(_Shown):
+    """Workers by server and age."""
+
+    workers: list[Worker]
+    away: list[str]
+
+
 class Changes(_Shown):
     """What changed in a server's tools, and what of it is held."""
 
@@ -373,6 +417,67 @@ class Checkup(_Shown):
 
     well: bool
     findings: list[dict[str, Any]]
+
+
+class FleetServer(_Shown):
+    """A server as it is now: what its workers hold of it, and what it was asked lately."""
+
+    name: str
+    version: str
+    breaker: Literal["closed", "half_open", "open"]
+    queued: int
+    oldest_queued_s: float
+    held_changes: int
+    sessions: dict[str, int]
+    max_sessions: int
+    waiting: int
+    workers: list[dict[str, Any]]
+    beats: list[dict[str, Any]]
+
+
+class Fleet(_Shown):
+    """The fleet as it is now; ``away`` names what could not be asked."""
+
+    servers: list[FleetServer]
+    away: list[Literal["broker"]]
+    unfinished: dict[str, int]
+    beat_s: int
+
+
+class ServerCapacity(_Shown):
+    """What a server has and needs; null where that cannot be said, or has no end."""
+
+    server: str
+    workers: int
+    max_size: int
+    calls_per_session: int
+    calls: int
+    mean_per_minute: float
+    peak_per_minute: float
+    burstiness: float
+    served: int
+    service_s: float | None
+    p95_service_s: float | None
+    p95_wait_s: float | None
+    utilisation: float | None
+    expected_p95_wait_s: float | None
+    needed_sessions: int | None
+    needed_workers: int | None
+    utilisation_then: float | None
+    expected_p95_wait_then_s: float | None
+    advice: Literal[
+        "nothing", "add_workers", "raise_max_size", "shrink", "raise_quota", "look_again"
+    ]
+    why: str
+
+
+class Capacity(_Shown):
+    """What each server needs for a wait."""
+
+    p95_queue_wait_s: float
+    window_s: int
+    headroom: float
+    servers: list[ServerCapacity]
 
 
 class Alive(_Shown):

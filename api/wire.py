@@ -37,8 +37,12 @@ Label = Annotated[
     str, StringConstraints(min_length=1, max_length=_LONGEST_KEY, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
 
+Reason = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
 
-class _Body(BaseModel):
+
+class StrictBody(BaseModel):
+    """A request's body: nothing that it does not know, and no type in the place of another."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -51,19 +55,19 @@ class Failure(BaseModel):
     message: str
 
 
-class Answered(_Body):
+class Answered(StrictBody):
     """An answer: what MCP has as the result of the question's method."""
 
     result: dict[str, Any]
 
 
-class Refused(_Body):
+class Refused(StrictBody):
     """An error in the place of an answer."""
 
     error: Failure
 
 
-class StartRun(_Body):
+class StartRun(StrictBody):
     """A run to start: the tenant (an operator may name any) and what it may see (all).
 
     An ``intent`` leaves it the ``limit`` tools that fit best; exposure ``search`` shows its model
@@ -79,7 +83,7 @@ class StartRun(_Body):
     exposure: Literal["all", "search"] = "all"
 
 
-class SubmitCall(_Body):
+class SubmitCall(StrictBody):
     """A call to submit: a tool of the run by its model-facing name, and its arguments.
 
     ``answers`` says what the tool's server may ask while the call runs (`questions` of the call);
@@ -99,13 +103,13 @@ class SubmitCall(_Body):
     ) = None
 
 
-class AnswerQuestions(_Body):
+class AnswerQuestions(StrictBody):
     """Answers to what a call's server asks: the key of each question, and its result or error."""
 
     answers: dict[str, Answered | Refused] = Field(min_length=1, max_length=MOST_QUESTIONS)
 
 
-class CreateKey(_Body):
+class CreateKey(StrictBody):
     """An API key to create; one that names a tenant acts for that tenant alone.
 
     ``scopes`` narrows it within its role (`registry.scopes`).
@@ -118,18 +122,18 @@ class CreateKey(_Body):
     scopes: Scopes | None = None
 
 
-class RotateKey(_Body):
+class RotateKey(StrictBody):
     """A key to replace: for how long the old one still works, and how long the new one does."""
 
     overlap_s: float = Field(default=86_400, ge=0, le=_LONGEST_LIFE_S)
     lifetime_s: float | None = Field(default=None, gt=0, le=_LONGEST_LIFE_S)
 
 
-class Decide(_Body):
+class Decide(StrictBody):
     """A decision about a call that waits for its approval, as ``binding`` says it was shown."""
 
     binding: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-    reason: Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")] | None = None
+    reason: Reason | None = None
 
 
 class DecideOne(Decide):
@@ -139,7 +143,7 @@ class DecideOne(Decide):
     approve: bool
 
 
-class DecideMany(_Body):
+class DecideMany(StrictBody):
     """Decisions about several calls, each of which stands for itself."""
 
     decisions: list[DecideOne] = Field(min_length=1, max_length=100)

@@ -19,6 +19,7 @@ from ipaddress import (
     ip_network,
 )
 from typing import Final
+from urllib.parse import urlsplit
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -121,6 +122,19 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return False
     return host == "localhost" or (literal is not None and _unwrapped(literal).is_loopback)
+
+
+def as_asked(url: str, host: str) -> str:
+    """Return a loopback URL by the loopback name in ``host`` (``name:port``); any other as it is.
+
+    Browsers keep cookies by name, whatever the port: on one machine all pages go by one name.
+    """
+    parts = urlsplit(url)
+    name = urlsplit(f"//{host}").hostname or ""
+    if not is_loopback(parts.hostname or "") or not is_loopback(name):
+        return url
+    port = f":{parts.port}" if parts.port else ""
+    return parts._replace(netloc=f"[{name}]{port}" if ":" in name else f"{name}{port}").geturl()
 
 
 def is_public(address: Address) -> bool:

@@ -208,10 +208,41 @@ async def list_versions(database: Database, name: str) -> list[dict[str, Any]]:
         return [dict(row) for row in result.mappings()]
 
 
-async def serve_previous(database: Database, name: str, *, actor: str) -> str:
+async def get_version(database: Database, name: str, version: str) -> ServerVersion:
+    """Return one version of a served server, without its tools.
+
+    Raises `unknown_server` and `unknown_version`.
+    """
+    async with database.transaction() as connection:
+        await current_version_id(connection, name)
+        id_ = await version_id(connection, name, version)
+        result = await connection.execute(
+            text(
+                f"SELECT v.id, {LOOKED_AT}, s.stale, s.refreshed_at, s.refresh_error"  # noqa: S608 - a constant
+                " FROM server_versions v JOIN servers s ON s.name = v.server_name WHERE v.id = :id"
+            ),
+            {"id": id_},
+        )
+        return _version({**result.mappings().one(), "tools": ()})
+
+
+async def previous_version(database: Database, name: str) -> str | None:
+    """Return the version that was current before this one; None where there was none."""
+    rows = await database.statement(
+        "SELECT v.version FROM servers s JOIN server_versions v ON v.id = s.previous_version_id"
+        " WHERE s.name = %(name)s AND s.removed_at IS NULL",
+        name=name,
+    )
+    return rows[0]["version"] if rows else None
+
+
+async def serve_previous(
+    database: Database, name: str, *, actor: str, wanted: str | None = None
+) -> str:
     """Serve the version again that was current before this one; return its name.
 
-    Raises `unknown_server`, or `not_found` when there was none.
+    ``wanted`` names the version that is meant. Raises `unknown_server`, `not_found` when there was
+    none, or `rollout_conflict` when another one was current before this one.
     """
     async with database.transaction() as connection:
         await lock(connection)
@@ -226,6 +257,12 @@ async def serve_previous(database: Database, name: str, *, actor: str) -> str:
         row = result.first()
         if row is None:
             raise FleetError(Code.NOT_FOUND, f"server {name!r} had no version before this one")
+        if wanted not in {None, row.version}:
+            raise FleetError(
+                Code.ROLLOUT_CONFLICT,
+                f"server {name!r} served version {row.version} before this one, not {wanted}",
+                hint="somebody was quicker: look at its versions again",
+            )
         await replace_rollout(connection, name, actor)
         await switch(connection, name, row.id)
         await announce(connection, name, actor, "server.version_restored", version=row.version)

@@ -25,6 +25,9 @@ _HIDDEN: Final = re.compile(
 )
 _NEVER: Final = re.compile(f"[{_CONTROL}{_DIRECTION}{_SURROGATE}]")
 _LINES: Final = re.compile("[\t\n\r\u2028\u2029]")
+_SEEN_AS_LITTLE: Final = re.compile(
+    f"[{_CONTROL}{_DIRECTION}{_MARK}{_JOINER}{_SELECTOR}{_INVISIBLE}{_SURROGATE}\r\u2028\u2029]"
+)
 _UNSTORABLE: Final = re.compile(f"[\x00{_SURROGATE}]")
 _RIGHT_TO_LEFT: Final = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 # The flags of England, Scotland and Wales: a black flag, invisible letters, a cancel tag.
@@ -109,6 +112,20 @@ def without_hiding(text: str) -> str:
         and not _belongs(text, found.start(), marks_allowed=marks_allowed)
     }
     return "".join(character for at, character in enumerate(text) if at not in hiding)
+
+
+def pieces(text: str) -> list[tuple[str, bool]]:
+    """Return a text in pieces for people who review it, each with whether it stands for a code.
+
+    Every character that is seen as nothing, or moves others, is given as its code: ``U+200B``;
+    those that belong as well, for two texts that look alike may differ in nothing else.
+    """
+    found, end = [], 0
+    for hidden in _SEEN_AS_LITTLE.finditer(text):
+        found += [(text[end : hidden.start()], False)] if hidden.start() > end else []
+        found.append((f"U+{ord(hidden.group()):04X}", True))
+        end = hidden.end()
+    return found + ([(text[end:], False)] if end < len(text) else [])
 
 
 def without_hidden(text: str) -> str:

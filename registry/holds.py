@@ -120,17 +120,62 @@ async def blocked_tools(
 async def list_holds(
     database: Database, server: str | None = None, *, everything: bool = False, limit: int = 500
 ) -> list[Hold]:
-    """Return held changes (of one server), newest first; the ended ones too, if asked for."""
+    """Return held changes, newest first; the ended ones too, if asked for.
+
+    Of one server, or of all that are served.
+    """
     async with database.transaction() as connection:
         result = await connection.execute(
             text(
-                _HOLD + " WHERE (CAST(:server AS text) IS NULL OR v.server_name = :server)"
+                _HOLD + " JOIN servers s ON s.name = v.server_name"
+                " WHERE CASE WHEN CAST(:server AS text) IS NULL THEN s.removed_at IS NULL"
+                "  ELSE v.server_name = :server END"
                 " AND (:everything OR h.state IN ('open', 'rejected'))"
                 " ORDER BY h.id DESC LIMIT :limit"
             ),
             {"server": server, "everything": everything, "limit": limit},
         )
         return [_hold(row) for row in result.mappings()]
+
+
+async def definitions(
+    database: Database, held: Sequence[Hold]
+) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the definitions before and after held changes, by server and digest.
+
+    A tool that could not be used was never stored, and is not among them.
+    """
+    wanted = [
+        (hold.server, digest)
+        for hold in held
+        for digest in (hold.change.get("before"), hold.pending)
+        if digest is not None
+    ]
+    rows = await database.statement(
+        "SELECT t.server_name, t.digest, t.definition FROM tool_versions t"
+        " JOIN unnest(%(servers)s::text[], %(digests)s::text[]) AS w (server, digest)"
+        " ON t.server_name = w.server AND t.digest = w.digest",
+        servers=[server for server, _ in wanted],
+        digests=[digest for _, digest in wanted],
+    )
+    return {(row["server_name"], row["digest"]): row["definition"] for row in rows}
+
+
+async def substitutes(database: Database, held: Sequence[Hold]) -> dict[int, str]:
+    """Return, by hold, the version whose tool runs are offered in place of the changed one.
+
+    Where there is none they are not offered the tool at all.
+    """
+    rows = await database.statement(
+        "SELECT h.id, v.version FROM holds h JOIN server_versions v ON v.id = h.baseline_version_id"
+        " WHERE h.id = ANY(%(ids)s) AND EXISTS (SELECT FROM tool_versions t WHERE t.name = h.tool"
+        "  AND t.id IN (SELECT unnest(latest.ids) FROM (SELECT l.tool_version_ids AS ids"
+        "   FROM listings l WHERE l.server_version_id = v.id ORDER BY l.id DESC LIMIT 1) AS latest)"
+        " ) AND NOT EXISTS (SELECT FROM holds b WHERE b.server_version_id = v.id"
+        "  AND b.tool = h.tool AND b.state IN ('open', 'rejected'))",
+        ids=[hold.id for hold in held],
+    )
+    return {row["id"]: row["version"] for row in rows}
 
 
 async def counts(database: Database) -> dict[tuple[str, str], int]:

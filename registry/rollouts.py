@@ -280,6 +280,19 @@ async def active_rollouts(database: Database) -> list[Rollout]:
         return [_rollout(row) for row in result.mappings()]
 
 
+async def ended_rollouts(database: Database, limit: int = 20) -> list[Rollout]:
+    """Return the rollouts of all servers that ended last, the latest first."""
+    async with database.transaction() as connection:
+        result = await connection.execute(
+            text(
+                _ROLLOUT + " WHERE r.state <> 'active' ORDER BY r.ended_at DESC, r.id DESC"
+                " LIMIT :limit"
+            ),
+            {"limit": limit},
+        )
+        return [_rollout(row) for row in result.mappings()]
+
+
 async def keep_report(database: Database, rollout: Rollout, report: dict[str, Any]) -> None:
     """Keep what is known of an active rollout's canary so far."""
     async with database.transaction() as connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -139,10 +140,13 @@ async def rotate_key(
 
 
 async def _insert(
-    connection: AsyncConnection, key: dict[str, Any], lifetime: timedelta | None
+    connection: AsyncConnection,
+    key: dict[str, Any],
+    lifetime: timedelta | None,
+    plaintext: str | None = None,
 ) -> tuple[str, str]:
     key_id = secrets.token_hex(8)
-    plaintext = _PREFIX + secrets.token_urlsafe(32)
+    plaintext = plaintext or new_plaintext()
     await connection.execute(
         text(
             "INSERT INTO api_keys (id, secret_hash, name, role, tenant_id, scopes, expires_at)"
@@ -208,6 +212,15 @@ async def list_keys(database: Database) -> list[dict[str, Any]]:
         return [dict(row) for row in result.mappings()]
 
 
+async def key_names(database: Database, labels: Iterable[str]) -> dict[str, str]:
+    """Return the name of each key among these labels of actors (`Actor.label`)."""
+    ids = [label.removeprefix("key:") for label in labels if label.startswith("key:")]
+    rows = await database.statement(
+        "SELECT 'key:' || id AS label, name FROM api_keys WHERE id = ANY(%(ids)s)", ids=ids
+    )
+    return {row["label"]: row["name"] for row in rows}
+
+
 async def revoke_key(database: Database, key_id: str, *, actor: str = LOCAL) -> None:
     """Revoke a key, once; raise `not_found` when there is none."""
     async with database.transaction() as connection:
@@ -248,6 +261,29 @@ async def bootstrap_operator_key(database: Database, path: Path) -> str:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(plaintext + "\n")
     return plaintext
+
+
+async def adopt_operator_key(database: Database, plaintext: str) -> None:
+    """Make a key that was made by `new_plaintext` elsewhere an operator's, unless it is known.
+
+    One that was revoked stays so. Raises `ValueError` for one that might be guessed.
+    """
+    if not plaintext.startswith(_PREFIX) or len(plaintext) < len(new_plaintext()):
+        raise ValueError(
+            f"TOOLFLEET_OPERATOR_KEY has to be {_PREFIX!r} and 43 random characters: "
+            "`toolfleet secrets FOLDER` makes one"
+        )
+    key = {"name": "first operator", "role": Role.OPERATOR.value, "tenant": None, "scopes": None}
+    async with database.transaction() as connection:
+        known = "SELECT FROM api_keys WHERE secret_hash = :hash"
+        if (await connection.execute(text(known), {"hash": _hash(plaintext)})).first() is None:
+            key_id, _ = await _insert(connection, key, None, plaintext)
+            await audit.record(connection, LOCAL, "key.created", {"key": key_id, **key})
+
+
+def new_plaintext() -> str:
+    """Return what a new API key says: 256 random bits."""
+    return _PREFIX + secrets.token_urlsafe(32)
 
 
 def _hash(plaintext: str) -> str:

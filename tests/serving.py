@@ -60,6 +60,16 @@ class Api:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         return httpx2.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=20)
 
+    @asynccontextmanager
+    async def signed_in(self, key: str | None = None) -> AsyncIterator[httpx2.AsyncClient]:
+        """Yield what is signed in to the console as a browser is, an operator unless told."""
+        credential = key or await self.key("operator", None)
+        async with self.client(None) as browser:
+            browser.headers["accept"] = "text/html"
+            answer = await browser.post("/console/sign-in", data={"credential": credential})
+            assert answer.status_code == 303, answer.text
+            yield browser
+
     async def key(self, role: str = "tenant", tenant: str | None = "acme", **rest: Any) -> str:
         _, key = await tenants.create_key(
             self.database, name="a key", role=Role(role), tenant=tenant, **rest

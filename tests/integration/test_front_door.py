@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import httpx2
 import pytest
+from fastapi.routing import iter_route_contexts
 
 from api.attempts import Attempts, source_of
 from registry import artifacts, tenants
@@ -47,12 +48,14 @@ ROLES = {
     "POST /v1/calls/{call_id}/answers": "ot",
     "POST /v1/calls/{call_id}/cancel": "ot",
     "GET /v1/calls/{call_id}/events": "ot",
+    "GET /v1/capacity": "o",
     "GET /v1/checkup": "o",
     "GET /v1/credentials": "o",
     "POST /v1/credentials/rewrap": "o",
     "GET /v1/credentials/{tenant}/{server}": "o",
     "PUT /v1/credentials/{tenant}/{server}": "o",
     "DELETE /v1/credentials/{tenant}/{server}": "o",
+    "GET /v1/fleet": "o",
     "GET /v1/keys": "o",
     "POST /v1/keys": "o",
     "DELETE /v1/keys/{key_id}": "o",
@@ -70,6 +73,8 @@ ROLES = {
     "POST /v1/servers": "o",
     "GET /v1/servers/{name}": "ot",
     "DELETE /v1/servers/{name}": "o",
+    "GET /v1/servers/{name}/breaker": "o",
+    "POST /v1/servers/{name}/breaker": "o",
     "GET /v1/servers/{name}/changes": "o",
     "POST /v1/servers/{name}/changes/{hold_id}/accept": "o",
     "POST /v1/servers/{name}/changes/{hold_id}/reject": "o",
@@ -88,7 +93,46 @@ ROLES = {
     "GET /v1/tiers": "o",
     "DELETE /v1/tiers/{name}": "o",
     "PUT /v1/tiers/{name}": "o",
+    "GET /v1/workers": "o",
+    "POST /v1/workers/{worker_id}/drain": "o",
 }
+# The same for the console's pages; everybody who is signed in may sign out, and read that a page
+# is not there.
+PAGES = {
+    "GET /console/": "o",
+    "GET /console/approvals": "otp",
+    "POST /console/approvals/{call_id}/approve": "op",
+    "POST /console/approvals/{call_id}/deny": "op",
+    "GET /console/audit": "oa",
+    "GET /console/audit/export": "oa",
+    "GET /console/audit/verify": "oa",
+    "GET /console/calls": "ot",
+    "GET /console/calls/{call_id}": "ot",
+    "POST /console/calls/{call_id}/cancel": "ot",
+    "GET /console/changes": "o",
+    "GET /console/runs": "ot",
+    "GET /console/runs/{run_id}": "ot",
+    "POST /console/runs/{run_id}/cancel": "ot",
+    "POST /console/runs/{run_id}/close": "ot",
+    "GET /console/servers/{name}": "o",
+    "POST /console/servers/{name}/breaker": "o",
+    "GET /console/servers/{name}/changes": "o",
+    "POST /console/servers/{name}/changes/{hold_id}/accept": "o",
+    "POST /console/servers/{name}/changes/{hold_id}/reject": "o",
+    "POST /console/servers/{name}/refresh": "o",
+    "POST /console/servers/{name}/restore": "o",
+    "POST /console/servers/{name}/rollout": "o",
+    "POST /console/servers/{name}/rollout/promote": "o",
+    "POST /console/servers/{name}/rollout/rollback": "o",
+    "POST /console/session/calls/{call_id}/cancel": "o",
+    "GET /console/tenants": "o",
+    "POST /console/workers/{worker_id}/drain": "o",
+}
+ALL_ROLES = {
+    "GET /console", "GET /console/session", "POST /console/sign-out",
+    "GET /console/{path:path}", "POST /console/{path:path}",
+}  # fmt: skip
+OPEN_PAGES = {"GET /console/sign-in", "POST /console/sign-in", "GET /console/static/{name}"}
 OPEN = {"GET /healthz", "GET /readyz"}
 LETTERS = {Role.OPERATOR: "o", Role.TENANT: "t", Role.APPROVER: "p", Role.AUDITOR: "a"}
 
@@ -107,7 +151,7 @@ async def ask(
 ) -> httpx2.Response:
     method, _, path = operation.partition(" ")
     given = {"hold_id": "1", "before": "0" * 64, "after": "1" * 64, **(ids or {})}
-    path = re.sub(r"{(\w+)}", lambda found: given.get(found[1], UNKNOWN_ID), path)
+    path = re.sub(r"{(\w+)[^}]*}", lambda found: given.get(found[1], UNKNOWN_ID), path)
     body = None if method in {"GET", "DELETE"} else {}
     return await client.request(method, path, json=body)
 
@@ -134,6 +178,30 @@ async def test_each_route_is_for_the_roles_of_the_table_and_for_nobody_without_a
             assert (await ask(nobody, operation)).status_code == 401, operation
         for operation in OPEN:
             assert (await ask(nobody, operation)).status_code == 200, operation
+
+
+@requirement("door:roles", "console:roles")
+async def test_each_page_of_the_console_is_for_the_roles_of_the_table_and_for_nobody_else(
+    api: Api,
+) -> None:
+    routes = {
+        f"{method} {context.path}"
+        for context in iter_route_contexts(api.app.routes)
+        for method in context.methods or ()
+        if (context.path or "").startswith("/console") and method != "HEAD"
+    }
+    assert routes == set(PAGES) | ALL_ROLES | OPEN_PAGES, "name in PAGES who may ask these"
+    for role, letter in LETTERS.items():
+        key = await api.key(role.value, None if role is Role.OPERATOR else "acme")
+        async with api.client(key) as client:
+            for page, allowed in PAGES.items():
+                answer = await ask(client, page)
+                assert ("has the role" in answer.text) is (letter not in allowed), (role, page)
+                assert (answer.status_code == 403) is (letter not in allowed), (role, page)
+                assert answer.status_code not in {401, 500}, (role, page, answer.text)
+    async with api.client(None) as nobody:
+        for page in {*PAGES, *ALL_ROLES}:
+            assert (await ask(nobody, page)).status_code == 401, page
 
 
 @requirement("contract:whole", "keys:scopes")

@@ -22,6 +22,8 @@ from typing import Final
 
 ROOT: Final = Path(__file__).parents[2]
 MATRIX: Final = "tests/security/test_attack_matrix.py"
+CONSOLE: Final = "tests/security/test_console_attacks.py"
+SIGN_IN: Final = "tests/integration/test_console_sign_in.py"
 AT_ONCE: Final = 2
 LIMIT_S: Final = 300
 
@@ -61,6 +63,27 @@ GUARDS: Final = (
         'if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:',
         'if scope["type"] == "http" and scope["path"] == "/v1/servers":',
         ("test_without_a_key_nothing_but_health_answers",),
+    ),
+    Guard(
+        "what the forms of a session carry",
+        "api/console/page.py",
+        "            if not hmac.compare_digest(sent.encode(), expected.encode()):\n",
+        "            if not sent and not expected:\n",
+        (f"{CONSOLE}::test_no_form_of_elsewhere_changes_anything",),
+    ),
+    Guard(
+        "everything that a page shows is escaped",
+        "api/console/page.py",
+        "    autoescape=True,\n",
+        "    autoescape=False,\n",
+        (f"{CONSOLE}::test_no_name_and_no_argument_becomes_markup",),
+    ),
+    Guard(
+        "where the sign-in leads to",
+        "api/console/frame.py",
+        "        return place if ours and",
+        "        return place if place and",
+        (f"{SIGN_IN}::test_the_sign_in_leads_back_into_the_fleet_and_nowhere_else",),
     ),
     Guard(
         "only operators register",

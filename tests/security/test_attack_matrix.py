@@ -61,6 +61,8 @@ pytestmark = pytest.mark.anyio
 TESTS: Final = Path(__file__).parents[1]
 REGISTRATION: Final = "tests/integration/test_registration_guard.py"
 BROKER: Final = "tests/integration/test_broker.py"
+CONSOLE: Final = "tests/security/test_console_attacks.py"
+SIGN_IN: Final = "tests/integration/test_console_sign_in.py"
 OAUTH: Final = "tests/unit/test_oauth.py"
 
 
@@ -194,6 +196,36 @@ MATRIX: Final = (
         "one tenant's listing served to another",
         "each run has its own snapshot, by its own tenant's policy",
         ("test_each_tenant_sees_and_calls_what_its_own_policy_admits",),
+    ),
+    Attack(
+        "a form of another page, or of another session, sent by who is signed in (CSRF)",
+        "with a session nothing is changed without what that session's own pages carry",
+        (f"{CONSOLE}::test_no_form_of_elsewhere_changes_anything",
+         f"{SIGN_IN}::test_what_forms_carry_cannot_be_made_without_the_fleets_own_key"),
+    ),
+    Attack(
+        "a session of the console that was forged, has ended, or is used elsewhere",
+        "it opens no page; one that goes on opens nothing but pages",
+        (f"{CONSOLE}::test_a_session_that_was_forged_or_has_ended_opens_no_page",
+         f"{SIGN_IN}::test_a_session_opens_nothing_but_the_console",
+         f"{SIGN_IN}::test_a_session_ends_with_its_key",
+         f"{SIGN_IN}::test_a_browser_gets_a_new_session_each_time_and_the_old_one_ends"),
+    ),
+    Attack(
+        "a link to the sign-in that leads elsewhere afterwards (open redirect)",
+        "it leads to a page of the fleet, whatever the link says",
+        (f"{SIGN_IN}::test_the_sign_in_leads_back_into_the_fleet_and_nowhere_else",),
+    ),
+    Attack(
+        "markup in names, descriptions and arguments",
+        "pages show it as text, and run no script but their own files",
+        (f"{CONSOLE}::test_no_name_and_no_argument_becomes_markup",
+         f"{CONSOLE}::test_no_page_can_be_framed_cached_or_runs_scripts_of_its_own"),
+    ),
+    Attack(
+        "the console in a frame of another page (clickjacking)",
+        "no page may be framed",
+        (f"{CONSOLE}::test_no_page_can_be_framed_cached_or_runs_scripts_of_its_own",),
     ),
     Attack(
         "an approval that was never given",
@@ -389,6 +421,9 @@ async def test_without_a_key_nothing_but_health_answers(fleet: Target) -> None:
                 answer = await client.request(method, concrete, headers=headers, content=b"{}")
                 if path in {"/healthz", "/readyz"}:
                     assert answer.status_code in {200, 503}
+                elif path == "/console/sign-in":
+                    assert answer.status_code == (200 if method == "GET" else 401)
+                    continue
                 else:
                     assert answer.status_code == 401, (method, path, answer.text)
                 assert len(answer.content) < 500  # not one word about what is inside
