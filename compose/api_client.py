@@ -34,12 +34,12 @@ class AskError(Exception):
 class ApiClient:
     """The API at ``url``, asked as the holder of ``key``."""
 
-    def __init__(self, url: str, key: str) -> None:
+    def __init__(self, url: str, key: str, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         self._url = url
         self._http = httpx2.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"},
-            timeout=REQUEST_TIMEOUT_S,
+            timeout=timeout_s,
         )
 
     def ask(
@@ -94,10 +94,10 @@ class Address:
     key: str
 
 
-def find_fleet() -> ApiClient:
+def find_fleet(*, timeout_s: float = REQUEST_TIMEOUT_S) -> ApiClient:
     """Return the client of the fleet that `find_address` finds."""
     address = find_address()
-    return ApiClient(address.url, address.key)
+    return ApiClient(address.url, address.key, timeout_s=timeout_s)
 
 
 def find_address(url: str = "") -> Address:

@@ -24,6 +24,8 @@ from compose import (
     doctor,
     governing,
     registry_file,
+    tending,
+    watching,
 )
 from compose.bridge import command as bridge
 from registry.discretion import die_discreetly
@@ -37,12 +39,14 @@ app = typer.Typer(
 )
 asking.add_to(app)
 governing.add_to(app, asking.servers)
+tending.add_to(app, asking.servers)
 approving.add_to(app)
 app.add_typer(auditing.audit, name="audit")
 credentials.add_to(app)
 consenting.add_to(credentials.credentials)
 registry_file.add_to(app)
 doctor.add_to(app)
+watching.add_to(app)
 bridge.add_to(app)
 
 
@@ -119,7 +123,7 @@ def steward() -> None:
 
 @app.command()
 def flower() -> None:
-    """Show Celery's view of the fleet on a web page (Flower), on this machine only."""
+    """Show Celery's view of the fleet on a web page (Flower)."""
     with _at_once():
         from compose.flower import run_flower
 
@@ -127,15 +131,43 @@ def flower() -> None:
 
 
 @app.command()
+def health(
+    role: Annotated[
+        str | None, typer.Argument(help="api, worker, steward or flower; this container's own.")
+    ] = None,
+) -> None:
+    """Say whether a process in this container works; the exit status is for its health check."""
+    from compose.health import check
+
+    sys.exit(check(role))
+
+
+@app.command()
 def migrate() -> None:
-    """Bring the database of TOOLFLEET_DATABASE_URL to this release's shape."""
-    from compose.migrate import upgrade_database
+    """Bring the database of TOOLFLEET_DATABASE_URL to this release's shape.
+
+    TOOLFLEET_OPERATOR_KEY, where it is set, is an operator's key from then on: a fleet's first.
+    """
+    from compose.migrate import adopt_operator_key, upgrade_database
     from registry.settings import get_settings
 
-    url = get_settings().database_url
-    if not url:
+    settings = get_settings()
+    if not settings.database_url:
         sys.exit("toolfleet migrate: set TOOLFLEET_DATABASE_URL; `toolfleet up` migrates its own")
-    upgrade_database(url)
+    upgrade_database(settings.database_url)
+    if key := settings.operator_key.get_secret_value():
+        adopt_operator_key(settings.database_url, key)
+
+
+@app.command()
+def secrets(
+    folder: Annotated[Path, typer.Argument(help="Where to; what is there already stays.")],
+) -> None:
+    """Make the secrets of a fleet in containers: a file each, as compose.yaml mounts them."""
+    from compose.container_secrets import make_secrets
+
+    for name in make_secrets(folder):
+        typer.echo(f"made {name}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

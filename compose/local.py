@@ -89,7 +89,7 @@ class LocalFleet:
 
     @property
     def flower_url(self) -> str:
-        """Return where Flower answers, to user `operator` with the operator key as password."""
+        """Return where Flower answers, to operators who are signed in, or show their key."""
         return f"http://127.0.0.1:{self._flower_port}"
 
     @property
@@ -211,9 +211,8 @@ class LocalFleet:
         drains = name.startswith("worker:")
         drain_s = self._settings.drain_grace.total_seconds() if drains else 0.0
         environment = dict(self._child_environment())
-        if name == "flower":  # which asks the broker alone
+        if name == "flower":  # which asks the broker, and the API as whoever is signed in
             environment = {it: value for it, value in environment.items() if it not in _SECRETS}
-            environment["TOOLFLEET_FLOWER_AUTH"] = f"operator:{self.operator_key}"
         return Process(
             self._command(*name.partition("#")[0].split(":")),
             log=self.folder.log(name),
@@ -241,6 +240,7 @@ class LocalFleet:
             "TOOLFLEET_API_HOST": self._settings.api_host,
             "TOOLFLEET_API_PORT": str(self._api_port),
             "TOOLFLEET_FLOWER_PORT": str(self._flower_port),
+            "TOOLFLEET_FLOWER_URL": (self._settings.flower_url or self.flower_url) * self._flower,
             **self._environment,
         }
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib.util import find_spec
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+
+from registry import tenants
+from registry.database import Database
 
 
 def migrations_folder() -> Path:
@@ -34,3 +38,19 @@ def upgrade_database(url: str) -> None:
     config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
     config.attributes["url"] = url
     command.upgrade(config, "head")
+
+
+def adopt_operator_key(url: str, plaintext: str) -> None:
+    """Make a key that was made elsewhere an operator's; harmless when it is one, or was.
+
+    Raises `ValueError` for one that might be guessed.
+    """
+
+    async def adopt() -> None:
+        database = Database(url, pool_size=1, application="toolfleet migrate")
+        try:
+            await tenants.adopt_operator_key(database, plaintext)
+        finally:
+            await database.close()
+
+    asyncio.run(adopt())

@@ -78,7 +78,11 @@ def _addresses(fleet: LocalFleet) -> Text:
     for name, value in (
         ("API", fleet.api_url),
         ("Docs", f"{fleet.api_url}/docs"),
-        ("Flower", f"{fleet.flower_url} (user operator, password: the operator key)"),
+        ("Console", f"{fleet.api_url}/console/ (sign in with the operator key)"),
+        (
+            "Flower",
+            f"{fleet.flower_url} (signed in to the console; or any user, password: the key)",
+        ),
         ("Postgres", _without_password(fleet.database_url)),
         ("Redis", _without_password(fleet.redis_url)),
         ("Operator key", f"{fleet.operator_key} ({fleet.folder.operator_key_file})"),

@@ -46,13 +46,13 @@ async def drain_fleet(rig: Rig, count: int) -> Drained:
     worker = rig.fleet.children[f"worker:{STDIO}"]
     await worker.stop()
     run_id = await rig.start_run()
-    await _submit(rig, run_id, count)
+    await submit(rig, run_id, count)
     database = Database(rig.fleet.database_url, pool_size=1, application="toolfleet bench")
     try:
         await worker.start()
-        first = await _until_ended(database, run_id, 1)
+        first = await until_ended(database, run_id, 1)
         before = rig.meter.read()
-        last = await _until_ended(database, run_id, count)
+        last = await until_ended(database, run_id, count)
         spent = between(before, rig.meter.read())
     finally:
         await database.close()
@@ -61,7 +61,8 @@ async def drain_fleet(rig: Rig, count: int) -> Drained:
     return Drained(count, last["seconds"], spent, max(1, count - first["ended"]))
 
 
-async def _submit(rig: Rig, run_id: str, count: int) -> None:
+async def submit(rig: Rig, run_id: str, count: int) -> None:
+    """Submit calls over HTTP, and wait for none."""
     options = {
         "url": rig.fleet.api_url,
         "key": rig.fleet.operator_key,
@@ -76,7 +77,8 @@ async def _submit(rig: Rig, run_id: str, count: int) -> None:
         raise RuntimeError(f"calls could not be submitted: {answer['errors'][0]}")
 
 
-async def _until_ended(database: Database, run_id: str, count: int) -> dict[str, Any]:
+async def until_ended(database: Database, run_id: str, count: int) -> dict[str, Any]:
+    """Return how far a run's calls are, once so many have ended."""
     async with asyncio.timeout(DRAINED_WITHIN_S):
         while True:
             (row,) = await database.statement(_PROGRESS, run=run_id)

@@ -27,6 +27,7 @@ STDIO, HTTP = "echo", "echo-http"
 SESSIONS = 4
 NEVER_RECYCLE = 10_000_000
 UP_WITHIN_S = 20.0
+READY_WITHIN_S = 90.0
 ECHO = (sys.executable, "-P", "-m", "compose.demo.echo_server")
 
 
@@ -87,15 +88,15 @@ class Caller:
 
 
 @asynccontextmanager
-async def running(folder: Path, sessions: int) -> AsyncIterator[Rig]:
-    """Start everything in a folder; take it down at the end."""
+async def running(folder: Path, sessions: int, **options: Any) -> AsyncIterator[Rig]:
+    """Start everything in a folder; take it down at the end. ``options`` are `LocalFleet`'s."""
     async with AsyncExitStack() as stack:
         port = free_port()
         echo_http = Process([*ECHO, "--http", str(port)], log=folder / "echo-http.log", grace_s=3)
         stack.push_async_callback(echo_http.stop)
         await echo_http.start()
         settings = Settings(data_dir=folder / "data", database_url="", redis_url="")
-        fleet = await stack.enter_async_context(LocalFleet(settings, free_ports=True))
+        fleet = await stack.enter_async_context(LocalFleet(settings, free_ports=True, **options))
         broker = fleet.redis_url.removesuffix("/0") + "/1"
         celery = Process(_celery_command(), log=folder / "celery.log", env=_with(broker), grace_s=5)
         stack.push_async_callback(celery.stop)
@@ -140,7 +141,7 @@ async def _register(rig: Rig, port: int) -> None:
             await asyncio.sleep(0.05)
     for definition in rig.definitions.values():
         (await rig.api.post("/v1/servers", json=definition)).raise_for_status()
-    await rig.fleet.wait_ready(rig.definitions)
+    await rig.fleet.wait_ready(rig.definitions, READY_WITHIN_S)
 
 
 def _meter(fleet: LocalFleet, caller: Caller, celery: Process, echo_http: Process) -> Meter:
