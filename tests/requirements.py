@@ -88,6 +88,56 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "A data folder may lie deeper than a socket's path can say.",
     ),
+    # --- containers (tests/unit/test_containers.py, test_container_parts.py,
+    # --- tests/integration/test_redis_users.py, `make containers`)
+    "containers:compose-specification": (
+        "own decision",
+        "compose.yaml is what the Compose specification says, and all that it mounts is there.",
+    ),
+    "containers:kubernetes-schema": (
+        "own decision",
+        "Each object of the Kubernetes example is what Kubernetes, or KEDA, says it has to be.",
+    ),
+    "containers:kubernetes-links": (
+        "own decision",
+        "What Kubernetes tells containers about services is not taken for settings.",
+    ),
+    "containers:bounded": (
+        "own decision",
+        "Containers hold no capabilities, write nothing to their root, and are hard to reach.",
+    ),
+    "containers:draining": (
+        "guide",
+        "A worker's container is killed later than its drain may last.",
+    ),
+    "containers:healthy": (
+        "own decision",
+        "A health check says whether a container's own process works, whatever others do.",
+    ),
+    "containers:scaling": (
+        "own decision",
+        "Workers are scaled by the length of the queue that they serve, and by its age.",
+    ),
+    "containers:locked": (
+        "own decision",
+        "The image has the versions of all dependencies that the tests ran with.",
+    ),
+    "containers:settings-from-files": (
+        "own decision",
+        "A setting may be in a file of its name; what the environment says comes first.",
+    ),
+    "containers:secrets": (
+        "own decision",
+        "The secrets of a fleet in containers are made once; Redis is told hashes of passwords.",
+    ),
+    "containers:first-key": (
+        "own decision",
+        "`toolfleet migrate` makes a key that was made before an operator's, once and for all.",
+    ),
+    "containers:redis-users": (
+        "own decision",
+        "Each part of the fleet does its work in Redis with no more than its own user may do.",
+    ),
     # --- what servers have beside tools (tests/integration/test_passage.py, unit/test_uris.py)
     "passage:lists": (
         "guide",
@@ -193,6 +243,61 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "breaker:by-hand": (
         "reliability B8",
         "An operator can open a breaker for a time, or close it.",
+    ),
+    "breaker:says-why": (
+        "own decision",
+        "A breaker that is not closed says since when and why, whatever its probes found since.",
+    ),
+    # --- tending a running fleet (tests/integration/test_tending.py, tests/fleet/test_tending.py)
+    "tending:breaker": (
+        "reliability B8",
+        "An operator forces a version's breaker for all workers; the audit says who, what and why.",
+    ),
+    "tending:nothing-pretended": (
+        "own decision",
+        "While Redis is away a breaker is not forced: the answer says so, and the audit has none.",
+    ),
+    "tending:workers": (
+        "own decision",
+        "Operators see the workers that live, with the sessions that each holds.",
+    ),
+    "tending:drain": (
+        "own decision",
+        "A worker that is drained takes nothing more and ends once what it runs has ended.",
+    ),
+    # --- the console's pages of the fleet (tests/unit/test_glance.py,
+    #     tests/integration/test_console_fleet.py, tests/browser/test_fleet_page.py)
+    "console:fleet": (
+        "guide, observability",
+        "Each server is shown with how it is, in words, its breaker, sessions, queue and workers.",
+    ),
+    "console:needs": (
+        "guide, alerts",
+        "What needs a person comes first, the worst before all: since when, and what to do.",
+    ),
+    "console:fleet-live": (
+        "own decision",
+        "The pages of the fleet follow it without a reload.",
+    ),
+    "console:pictures": (
+        "own decision",
+        "Pictures of figures show what is missing as missing and what is rare as there.",
+    ),
+    "console:cheap": (
+        "own decision",
+        "Ten people who watch the fleet cost as much as one.",
+    ),
+    "console:escaped": (
+        "own decision",
+        "Nothing that a server, a tenant or an operator named acts on a page.",
+    ),
+    "console:tend": (
+        "own decision",
+        "The pages' forms do what the HTTP verbs do, in the name of whoever is signed in.",
+    ),
+    "console:operators-only": (
+        "own decision",
+        "The pages and forms of the fleet are for operators.",
     ),
     # --- session pool (tests/unit/test_pool.py)
     "pool:prewarmed": (
@@ -489,6 +594,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "reliability 4.2",
         "Without a key nothing answers but health, and on loopback alone.",
     ),
+    "attacks:console": (
+        "guide, checklist",
+        "Forged forms, sessions, links and names get nothing done and nothing run in the console.",
+    ),
     "attacks:passthrough": (
         "reliability 4.2",
         "What a caller shows at the door goes no further, and the fleet issues no tokens.",
@@ -726,6 +835,81 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     "audit:commands": (
         "design 5",
         "The audit is exported, verified and pruned by commands, without a fleet where it can be.",
+    ),
+    # --- the console: changes, rollouts, the audit (tests/integration/test_console_governing.py,
+    # test_audit_search.py, tests/unit/test_definition_lines.py, tests/browser/test_governing.py)
+    "console:changes": (
+        "guide",
+        "A held change is shown line by line with what callers get meanwhile, and decided there.",
+    ),
+    "console:revealed": (
+        "own decision",
+        "What servers and callers wrote is shown escaped, and what it hides is seen as codes.",
+    ),
+    "console:rollouts": (
+        "guide",
+        "A canary is shown beside the stable version; buttons promote, roll back, change who sees.",
+    ),
+    "console:governing-roles": (
+        "own decision",
+        "Changes and rollouts are the operators' pages, the audit that of auditors as well.",
+    ),
+    "console:story": (
+        "guide",
+        (
+            "By the keyboard alone an operator sees a breaker open, finds the failing call, closes "
+            "it, approves a call, stops a run, and reads in the audit that it was done."
+        ),
+    ),
+    "console:tenants": (
+        "own decision",
+        "Operators see each tenant's limits, how much of them is used, and what it did today.",
+    ),
+    "console:audit": (
+        "guide",
+        "The audit is read page by page by tenant, actor, event, run, call and time, and exported.",
+    ),
+    "console:audit-bounded": (
+        "own decision",
+        "A page of the audit looks at so many entries at most, and says how far it looked back.",
+    ),
+    "console:verification": (
+        "guide",
+        "The audit is verified by a button that says how far it is and, in words, what is wrong.",
+    ),
+    # --- the console: runs, calls, approvals (tests/integration/test_console_calls.py,
+    # tests/unit/test_call_life.py, test_call_search.py, tests/browser/test_calls.py)
+    "console:newest": (
+        "own decision",
+        "Calls and runs are listed newest first, each once, at a cost that does not grow.",
+    ),
+    "console:find": (
+        "own decision",
+        "An id or its beginning, an idempotency key or a trace id leads to what it names.",
+    ),
+    "console:timeline": (
+        "guide",
+        "A call's page shows its phases in time, and by which rung it was stopped and how soon.",
+    ),
+    "console:waterfall": (
+        "guide",
+        "A trace is shown step by step, each below the one that it is part of, in its time.",
+    ),
+    "console:call": (
+        "own decision",
+        "A call's page shows what came of it; arguments only as those who approve it see them.",
+    ),
+    "console:callers": (
+        "own decision",
+        "Who acts for a tenant sees that tenant's calls, runs and approvals, and none of others.",
+    ),
+    "console:stopping": (
+        "guide",
+        "Buttons stop a call or a run, and the page says what that could still do.",
+    ),
+    "console:deciding": (
+        "guide",
+        "A call is approved or denied as it was shown; refusals are told with what waits now.",
     ),
     # --- sessions (tests/contract/test_sessions.py)
     "session:speaks-both-eras": (
@@ -1159,6 +1343,35 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "Refused attempts are in the audit, counted, and never with what was sent.",
     ),
+    # --- signing in to the console (tests/integration/test_console_sign_in.py, tests/browser)
+    "console:sign-in": (
+        "guide, checklist",
+        "A key or token begins a session of bounded length; guesses are limited and audited.",
+    ),
+    "console:sign-out": (
+        "guide, checklist",
+        "A session that was ended, or whose key was, is good for nothing on any process.",
+    ),
+    "console:apart": (
+        "guide, checklist",
+        "What a browser keeps opens the console's pages and nothing else, neither /v1 nor /mcp.",
+    ),
+    "console:forms": (
+        "guide, checklist",
+        "With a session a form is heard only with what the pages of that session carry.",
+    ),
+    "console:pages": (
+        "guide, checklist",
+        "Every answer is under the policy of the console, escaped, kept by no cache, in no frame.",
+    ),
+    "console:accessible": (
+        "guide, checklist",
+        "Pages pass axe at both widths and in both themes, and the keyboard is enough for them.",
+    ),
+    "console:roles": (
+        "guide, checklist",
+        "The navigation shows what a key may see within its role and scopes, and that alone opens.",
+    ),
     "keys:scopes": (
         "guide, checklist",
         "A key is narrowed to verbs, servers and tools within its role, and makes no wider one.",
@@ -1270,6 +1483,68 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "The metrics show requests, queues, calls, workers, and each worker's own figures.",
     ),
+    # --- metrics, alerts, dashboards (tests/unit/test_figures.py, test_alert_rules.py,
+    #     test_server_time.py, tests/integration/test_metrics.py, tests/fleet/test_alerts.py)
+    "metrics:bounded": (
+        "guide",
+        "However many tenants, runs and calls there are, the metrics have the same series.",
+    ),
+    "metrics:dead-workers": (
+        "own decision",
+        "What a dead worker held is not shown; what it counted is, until it is forgotten.",
+    ),
+    "metrics:end-to-end": (
+        "guide",
+        (
+            "Each call counts once, by server and tier, with what became of it and how long it "
+            "took from its submission, whichever process ended it."
+        ),
+    ),
+    "metrics:server-time": (
+        "guide",
+        "Server-side time is told apart from the round trip, where a server reports it credibly.",
+    ),
+    "metrics:stops": (
+        "guide",
+        "How long a stopped call's work took to stop is told, by what made it stop.",
+    ),
+    "metrics:any-api": (
+        "own decision",
+        "Whichever API process is asked tells what each of them counts.",
+    ),
+    "metrics:record": (
+        "guide",
+        (
+            "The metrics tell of each server its queue's age and depth, active runs, approvals "
+            "that wait, credentials, canary, listing, version and cost tag."
+        ),
+    ),
+    "metrics:otlp": (
+        "own decision",
+        "With OTEL_* set, one steward sends the same numbers by OTLP, and else nobody does.",
+    ),
+    "metrics:listed": ("own decision", "A page lists every metric with its labels."),
+    "metrics:cost-tag": ("guide", "Cost is tagged by server: a definition names who pays."),
+    "alerts:runbook": (
+        "own decision",
+        "Every alert names its server, and says what it means, where to look and what to do.",
+    ),
+    "alerts:tested": (
+        "own decision",
+        "Every rule has a case in which it fires and one in which it does not.",
+    ),
+    "alerts:real-metrics": (
+        "own decision",
+        "Rules and dashboards use metrics and labels that the product exposes.",
+    ),
+    "alerts:real-fleet": (
+        "guide",
+        (
+            "An undersized pool, a failing server, a changed schema, zombies, an approval that "
+            "waits and a queue without workers raise their alerts in a real fleet."
+        ),
+    ),
+    "dashboards:load": ("own decision", "The dashboards load in Grafana without edits."),
     "api:documented": ("design 5", "The OpenAPI document shows every route and its body."),
     # --- hints through Redis (tests/integration/test_hearing.py)
     "hearing:one-connection": (
@@ -1477,7 +1752,45 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "trace:reaches-the-server": (
         "design D9",
-        "The caller's trace context is in the request that its server gets.",
+        "The trace that a call belongs to goes on in the request that its server gets.",
+    ),
+    # --- traces and logs (tests/unit/test_telemetry.py, tests/integration/test_traces.py,
+    #     tests/fleet/test_traces.py)
+    "traces:connected": (
+        "guide",
+        "A call is one connected trace, from the request that brought it to the commit of its end.",
+    ),
+    "traces:sampled-once": (
+        "guide",
+        "Whether a trace is recorded is decided where it begins, by the caller's flag or a share.",
+    ),
+    "traces:failures-kept": (
+        "own decision",
+        "What fails, or is slow, is kept though its trace is not recorded, and says its code.",
+    ),
+    "traces:cheap": (
+        "guide",
+        "So many traces a second are recorded at most, each with so many steps.",
+    ),
+    "traces:harmless": (
+        "own decision",
+        "What cannot be kept or exported is lost and counted; no call fails or waits for it.",
+    ),
+    "traces:kept": (
+        "guide",
+        "The newest traces are kept without a collector, so many of them and for so long.",
+    ),
+    "traces:exported": (
+        "guide",
+        "Spans reach a collector over OTLP, as the OTEL_* variables have it.",
+    ),
+    "traces:nothing-personal": (
+        "guide",
+        "No span has arguments or results in it, nor who called, nor an address.",
+    ),
+    "logs:carry-ids": (
+        "guide",
+        "A line of a log that is about a call names its trace, the call and its run.",
     ),
     # --- the MCP endpoint (tests/unit/test_mcp_messages.py, tests/integration/test_mcp_sessions.py,
     #     test_mcp_stateless.py, test_mcp_streams.py)
@@ -2182,9 +2495,60 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
             "operator alone."
         ),
     ),
+    "celery:flower-sign-in": (
+        "own decision",
+        (
+            "Flower is behind the console's sign-in, holds no secret, and its stop is the fleet's: "
+            "in the record first, in the operator's name."
+        ),
+    ),
     "celery:inspect": (
         "own decision",
         "`inspect active` and `inspect stats` tell which calls run and which sessions there are.",
+    ),
+    # --- what the fleet needs, and how it is watched (tests/unit/test_capacity.py, test_top.py,
+    # test_fair_shares.py, tests/integration/test_watching.py, tests/fleet/test_load.py)
+    "capacity:enough": (
+        "own decision",
+        "With the sessions that a plan asks for, 95 % of the calls wait no longer than was wished.",
+    ),
+    "capacity:no-more": (
+        "own decision",
+        "With seven tenths of the sessions that a plan asks for they do wait longer.",
+    ),
+    "capacity:advice": (
+        "own decision",
+        (
+            "A plan says what to do: add workers, enlarge pools, save workers, raise a quota that "
+            "sessions cannot help, or ask again after more calls."
+        ),
+    ),
+    "capacity:from-the-ledger": (
+        "own decision",
+        "Plans are made from the calls of the window: how they arrived, waited and were served.",
+    ),
+    "fleet:state": (
+        "guide",
+        "Operators read servers, queues, workers, pools, breakers and the last minutes as JSON.",
+    ),
+    "top:live": (
+        "own decision",
+        "`toolfleet top` shows the fleet in a terminal of any width, and ends with q or Ctrl-C.",
+    ),
+    "top:goes-on": (
+        "own decision",
+        "While the API is away `toolfleet top` says so, since when, and goes on trying.",
+    ),
+    "load:no-call-lost": (
+        "guide",
+        (
+            "With more concurrent runs than a server's pool and its tiers' limits have room for, "
+            "no call is lost, none is run twice, and whoever is refused is told why and until when."
+        ),
+    ),
+    "load:fair-share": (
+        "own decision",
+        "The load test knows what is fair: by weight, and to nobody more than they ask for.",
     ),
 }
 

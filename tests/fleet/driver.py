@@ -232,7 +232,7 @@ async def ready(http: httpx2.AsyncClient) -> bool:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, credentials_file: Path | None = None, **options: Any
+    folder: Path, *, credentials_file: Path | None = None, redis_url: str = "", **options: Any
 ) -> AsyncIterator[Fleet]:
     """Run a fleet; ``options`` are those of `LocalFleet`."""
     if credentials_file is None:
@@ -240,7 +240,10 @@ async def running(
         credentials_file.touch(mode=0o600)
         credentials_file.write_text("{}")
     settings = Settings(
-        data_dir=folder / "data", database_url="", redis_url="", credentials_file=credentials_file
+        data_dir=folder / "data",
+        database_url="",
+        redis_url=redis_url,
+        credentials_file=credentials_file,
     )
     options = {"environment": ENVIRONMENT, **options}
     local = LocalFleet(settings, free_ports=True, durable=False, **options)

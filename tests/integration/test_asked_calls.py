@@ -19,6 +19,8 @@ from registry import calls, catalog, ingest, questions
 from registry.calls import CallState
 from registry.definitions import parse_definition
 from registry.settings import Settings
+from registry.telemetry import Span
+from registry.trace import parent_of
 from tests.integration.test_worker import ended
 from tests.jobs import make_job
 from tests.ledger import listed
@@ -352,4 +354,14 @@ async def test_a_callers_trace_context_reaches_the_server(asking: Asking) -> Non
     call_id, job = await asking.call("meta")
     assert await ended(job) is CallState.SUCCEEDED
     meta = said(await asking.row(call_id))
-    assert {name: meta[name] for name in TRACE} == TRACE
+    assert (meta["tracestate"], meta["baggage"]) == (TRACE["tracestate"], TRACE["baggage"])
+    told = parent_of(meta["traceparent"])
+    assert told is not None
+    assert (told.trace_id, told.sampled) == (TRACE["traceparent"][3:35], True)
+
+    async def kept() -> list[Span]:
+        spans = await asking.worker.client.trace_of(told.trace_id)
+        return [span for span in spans if span.span_id == told.span_id]
+
+    (span,) = await until(kept)
+    assert (span.name, span.kind) == ("tools/call meta", "client")

@@ -318,6 +318,8 @@ def test_the_time_of_one_tool_is_bounded_as_well() -> None:
         (stdio(tool_prefix="my server_"), "tool_prefix", "letters, digits, dashes and underscores"),
         (stdio(tool_prefix="x" * 25), "tool_prefix", "up to 24"),
         (stdio(version="1\n"), "version", "U+000A"),
+        (stdio(cost_tag="team\nb"), "cost_tag", "U+000A"),
+        (stdio(cost_tag="x" * 65), "cost_tag", "64 are the most"),
         (stdio(tenants=["acme", "a b"]), "tenants/1", "up to 64 letters, digits, '-' and '_'"),
         (stdio(tenants=[""]), "tenants/0", "is no name of a tenant"),
         (stdio(tools={"": {}}), "tools/", "is empty"),
@@ -400,3 +402,11 @@ def test_what_a_server_may_ask_is_all_unless_its_operator_says_otherwise() -> No
     narrow = parse_definition({**plain, "questions": {"elicitation": False, "roots": False}})
     assert narrow.questions.kinds == ("sampling",)
     assert content_digest(narrow) != known
+
+
+@requirement("metrics:cost-tag")
+def test_a_definition_may_say_who_pays_and_is_the_same_as_ever_without_it() -> None:
+    plain, tagged = parse_definition(stdio()), parse_definition(stdio(cost_tag="team-a"))
+    assert tagged.cost_tag == "team-a"
+    assert plain.cost_tag is None
+    assert content_digest(tagged) != content_digest(plain)

@@ -22,6 +22,8 @@ HOMES = {
     "compose/local.py": {"AsyncClient"},
     "compose/demo/tenant.py": {"AsyncClient"},
     "compose/bench/rig.py": {"AsyncClient"},
+    "compose/flower_door.py": {"AsyncClient"},
+    "compose/health.py": {"httpx2.get"},
     # Servers that this process started itself, on loopback.
     "compose/embedded.py": {"open_connection"},
     "compose/demo/servers.py": {"create_connection"},
