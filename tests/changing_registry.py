@@ -45,8 +45,10 @@ async def each_run_sees_one_version_of_each_tool(fleet: Fleet, *, changes: int, 
             # Another version of the server for all, ten times.
             if number % (changes // 10) == changes // 20:
                 newer = parse_definition({**SERVER, "version": str(number)})
-                id_ = await catalog.add_version(fleet.database, newer, actor="test")
+                # Listed before it is served: until it is, runs that start are offered nothing.
+                id_ = await catalog.add_version(fleet.database, newer, actor="test", serve=False)
                 await ingest.ingest(fleet.database, id_, newer, listing(number))
+                await catalog.add_version(fleet.database, newer, actor="test")
             else:
                 current = await catalog.get_server(fleet.database, "crm")
                 changed = listing(number)
