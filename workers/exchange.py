@@ -26,6 +26,7 @@ from workers.caller import Talk
 STREAMS_PER_EXCHANGE: Final = 5
 _BREATH_S: Final = 0.002
 _QUESTIONS_PER_S: Final = 20
+_MOST_QUESTIONS: Final = 100
 _TRICKLE_BYTES_PER_S: Final = 256 * 1024
 _TRICKLE_PIECES_PER_S: Final = 2_000
 LISTING_CHANGED: Final = "notifications/tools/list_changed"
@@ -166,16 +167,16 @@ class Around:
 class Sieve(Around):
     """A read stream without what the server says of its own accord, as far as it is no use here.
 
-    Its questions, beyond `_QUESTIONS_PER_S`: each is answered, put to a caller or refused, and an
-    answer takes its turn among our requests. What ``heard`` has a listener for, by its method: that
-    is told the notification's parameters.
+    Its questions, beyond `_QUESTIONS_PER_S` over time and `_MOST_QUESTIONS` at once: each is
+    answered, put to a caller or refused, and an answer takes its turn among our requests. What
+    ``heard`` has a listener for, by its method: that is told the notification's parameters.
     """
 
     def __init__(self, inner: Any, heard: Mapping[str, Callable[[dict[str, Any]], None]]) -> None:
         super().__init__(inner)
         self._heard = heard
         self._since = 0.0
-        self._passed = 0
+        self._may = float(_MOST_QUESTIONS)
 
     def __aiter__(self) -> Self:
         return self
@@ -193,10 +194,12 @@ class Sieve(Around):
 
     def _may_ask(self) -> bool:
         now = asyncio.get_running_loop().time()
-        if now - self._since > 1.0:
-            self._since, self._passed = now, 0
-        self._passed += 1
-        return self._passed <= _QUESTIONS_PER_S
+        more = (now - self._since) * _QUESTIONS_PER_S
+        self._since, self._may = now, min(self._may + more, _MOST_QUESTIONS)
+        if self._may < 1:
+            return False
+        self._may -= 1
+        return True
 
     async def receive(self) -> SessionMessage | Exception:
         """Return the next message; raise `anyio.EndOfStream` when there is none."""
