@@ -82,28 +82,21 @@ async def make_call(
     check_arguments(wish.tool, FIND_TOOLS["inputSchema"], wish.arguments)
     async with database.transaction() as connection:
         result = await find(connection, run.manifest, wish.arguments)
-    return NewCall(
-        id=wish.call_id or str(uuid.uuid4()),
-        run_id=run.id,
-        tenant_id=run.tenant,
-        actor=wish.actor,
+    return _new_call(
+        run,
+        wish,
+        settings,
+        policy,
+        server=OWN_SERVER,
+        asked=wish.tool,
         tool=wish.tool,
-        server_name=OWN_SERVER,
         server_version_id=0,
         tool_version_id=0,
         delivery=Delivery.READ,
         call_timeout_s=0,
-        arguments=wish.arguments,
         arguments_digest=_digest(wish.tool, wish.arguments),
-        deadline_s=_deadline_s(wish, settings),
-        idempotency_key=_key(wish),
-        traceparent=wish.traceparent,
-        reply_to=wish.reply_to,
         state=CallState.SUCCEEDED,
         result=result,
-        upstream_name=wish.tool,
-        buckets=policy.buckets(OWN_SERVER, wish.tool),
-        priority=policy.tier.priority,
     )
 
 
@@ -134,33 +127,23 @@ def prepare(
     size = _size_of(tool.name, wish.arguments, settings)
     check_arguments(tool.name, tool.input_schema, wish.arguments)
     awaits = tool.approval or access is Access.APPROVE
-    return NewCall(
-        id=wish.call_id or str(uuid.uuid4()),
-        run_id=run.id,
-        tenant_id=run.tenant,
-        actor=wish.actor,
+    return _new_call(
+        run,
+        wish,
+        settings,
+        policy,
+        server=tool.server,
+        asked=tool.upstream_name,
         tool=tool.name,
-        server_name=tool.server,
         server_version_id=tool.server_version_id,
         tool_version_id=tool.tool_version_id,
         delivery=tool.delivery,
         call_timeout_s=tool.timeout_s,
-        arguments=wish.arguments,
         arguments_digest=arguments_digest,
-        deadline_s=_deadline_s(wish, settings),
-        idempotency_key=_key(wish),
-        traceparent=wish.traceparent,
-        reply_to=wish.reply_to,
+        arguments_bytes=size,
         state=CallState.AWAITING_APPROVAL if awaits else CallState.QUEUED,
         approval_s=settings.approval_lifetime.total_seconds() if awaits else None,
-        upstream_name=tool.upstream_name,
-        buckets=policy.buckets(tool.server, tool.upstream_name),
         caps=policy.caps(tool.server, tool.upstream_name),
-        priority=policy.tier.priority,
-        answers=tuple(sorted(wish.answers)),
-        log_level=wish.log_level,
-        trace=wish.trace if wish.traceparent else None,
-        arguments_bytes=size,
     )
 
 
@@ -186,31 +169,57 @@ def prepare_request(run: Run, wish: Wish, settings: Settings, policy: TenantPoli
         raise policy.denied(definition.name, wish.method, CLASS)
     arguments_digest = _digest(wish.tool, wish.arguments)
     size = _size_of(wish.tool, wish.arguments, settings)
+    return _new_call(
+        run,
+        wish,
+        settings,
+        policy,
+        server=definition.name,
+        asked=wish.method,
+        tool=wish.tool,
+        method=wish.method,
+        server_version_id=wish.version.id,
+        tool_version_id=0,
+        delivery=CLASS,
+        call_timeout_s=definition.timeouts.call_s,
+        arguments_digest=arguments_digest,
+        arguments_bytes=size,
+        caps=policy.caps(definition.name, wish.method),
+    )
+
+
+def _new_call(
+    run: Run,
+    wish: Wish,
+    settings: Settings,
+    policy: TenantPolicy,
+    *,
+    server: str,
+    asked: str,
+    **rest: Any,
+) -> NewCall:
+    """Return a call with what each has of its run, its wish and its tenant's policy.
+
+    ``asked`` is the tool as its server calls it, or the method. Raises `invalid_request`.
+    """
     return NewCall(
         id=wish.call_id or str(uuid.uuid4()),
         run_id=run.id,
         tenant_id=run.tenant,
         actor=wish.actor,
-        tool=wish.tool,
-        method=wish.method,
-        server_name=definition.name,
-        server_version_id=wish.version.id,
-        tool_version_id=0,
-        delivery=CLASS,
-        call_timeout_s=definition.timeouts.call_s,
+        server_name=server,
+        upstream_name=asked,
         arguments=wish.arguments,
-        arguments_digest=arguments_digest,
         deadline_s=_deadline_s(wish, settings),
         idempotency_key=_key(wish),
         traceparent=wish.traceparent,
-        upstream_name=wish.method,
-        buckets=policy.buckets(definition.name, wish.method),
-        caps=policy.caps(definition.name, wish.method),
-        priority=policy.tier.priority,
+        trace=wish.trace if wish.traceparent else None,
+        reply_to=wish.reply_to,
         answers=tuple(sorted(wish.answers)),
         log_level=wish.log_level,
-        trace=wish.trace if wish.traceparent else None,
-        arguments_bytes=size,
+        buckets=policy.buckets(server, asked),
+        priority=policy.tier.priority,
+        **rest,
     )
 
 
