@@ -15,36 +15,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Awaitable, Sequence
 from typing import Any, Final, TypeVar
 
 from registry.answers import Answer as Given
 from registry.answers import NewQuestion
 from registry.artifacts import NewArtifact, link
 from registry.calls import TOOLS_CALL, CallState, Claim, Ending, is_id
-from registry.definitions import Delivery
-from registry.ended import UNKNOWN_TIER
 from registry.errors import Code, FleetError
-from registry.output_rules import DEFAULT_RULES, OutputRules
 from registry.requests import CLASS
 from registry.results import FINDINGS
 from registry.server_time import believed
 from registry.shapes import shape_of
-from registry.telemetry import SERVER_VERSION, Kind, Step, Trace, work_on
+from registry.telemetry import SERVER_VERSION, Kind, Step, work_on
 from registry.tools import delivery_class
 from workers import tracing
-from workers.aio_pool import DRAIN, TIME_LIMIT, USER, Job
+from workers.aio_pool import DRAIN, Job
 from workers.asking import LAST_WORD_S, Interview
+from workers.attempt import (
+    Answer,
+    Attempt,
+    StopReason,
+    Wanted,
+    answered,
+    failed,
+    internal,
+    late,
+    refuse_too_large,
+    stopped,
+    turned_away,
+)
 from workers.caller import NOBODY, Caller
 from workers.large import LargeResult
 from workers.limits_redis import Lease as QuotaLease
-from workers.outcome import ANSWERED, STOPPED, Rerun, consequence, next_state
-from workers.output_gate import Gate, error_out
+from workers.outcome import ANSWERED, STOPPED, Rerun, consequence
+from workers.output_gate import Gate
 from workers.pool import Lease, SessionKey
 from workers.quota import MustWait, asks_for_a_pause
-from workers.runtime import LEASE_LOST, ServedVersion, WorkerRuntime
+from workers.runtime import ServedVersion, WorkerRuntime
 from workers.session import Session, ToolResult
 
 logger = logging.getLogger("toolfleet.invoke")
@@ -54,76 +62,6 @@ T = TypeVar("T")
 RERUN_PAUSE_S: Final = 0.1
 HERE: Final = frozenset({Rerun.IF_DELIVERY_ALLOWS, Rerun.AFTER_A_PAUSE})
 HOLD_SLACK_S: Final = 5.0  # on top of a call's own limit, before its session is taken away
-
-
-class StopReason(StrEnum):
-    """Why a running call was cancelled; only a drain may let it run again."""
-
-    USER = USER
-    DRAIN = DRAIN
-    TIME_LIMIT = TIME_LIMIT
-    LEASE_LOST = LEASE_LOST
-
-
-@dataclass
-class Attempt:
-    """What is known so far of one claimed call."""
-
-    claim: Claim
-    deadline: float
-    """When the call must have ended, on this process's monotonic clock."""
-    trace: Trace
-    dispatched: bool = False
-    """Whether the server may have seen the call since its latest try began."""
-    dispatches: int = 0
-    waited: bool = False
-    """Whether it has waited for its turn in its server's quota."""
-    session: Session | None = None
-    key: SessionKey | None = None
-    """Whose sessions the latest try asked for."""
-    shared: bool = False
-    """Whether other calls were under way in the session when this one was stopped."""
-    timings: dict[str, Any] = field(default_factory=dict)
-    tier: str = UNKNOWN_TIER
-    """Its tenant's, once its policy is known."""
-    rules: OutputRules = DEFAULT_RULES
-    """What holds for whatever the server says; the tenant's, once its policy is known."""
-
-    @property
-    def remaining_s(self) -> float:
-        """Return the seconds left until the deadline."""
-        return self.deadline - time.monotonic()
-
-    @property
-    def begun(self) -> float:
-        """Return when the call was submitted, or approved, on this process's monotonic clock."""
-        return self.deadline - self.claim.remaining_s - self.claim.age_s
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a call asks of its server."""
-
-    name: str
-    """A tool as its server calls it, else the method: what policies, checks and holds know."""
-    delivery: Delivery
-    """As the definition has it: what the row says of its class decides about reruns alone, so
-    that a forged one opens no gate."""
-    params: dict[str, Any]
-    schema: dict[str, Any] | None = None
-    """What its result has to fit."""
-    mirrored: Mapping[tuple[str, ...], str] = field(default_factory=dict)
-    """Which arguments travel as headers too."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a call got: its checked and redacted result, as it is to be recorded."""
-
-    result: dict[str, Any] | str
-    is_error: bool
-    artifact: NewArtifact | None = None
-    shape: str | None = "large"
 
 
 async def invoke(worker: WorkerRuntime, call_id: object, job: Job) -> CallState | None:
@@ -157,7 +95,7 @@ async def invoke(worker: WorkerRuntime, call_id: object, job: Job) -> CallState 
         ending, _ = await to_the_end(_stopped(worker, attempt, reason))
     except Exception as error:
         logger.exception("call %s of %s failed inside the worker", claim.id, claim.tool)
-        ending = _ending(worker, attempt, _internal(claim, error))
+        ending = _failed(worker, attempt, internal(claim, error))
     trace.interrupt(ending.state.value)
     try:
         with trace.step("commit"):
@@ -176,30 +114,21 @@ async def _run(worker: WorkerRuntime, attempt: Attempt) -> Ending:
         try:
             answer = await _dispatch(worker, attempt)
         except MustWait as wait:
-            if (ending := _waits_in_queue(worker, attempt, wait)) is not None:
+            if (ending := turned_away(attempt, wait)) is not None:
+                worker.quotas.counts["refused"] += ending.state is CallState.FAILED
                 return ending
             with attempt.trace.step("quota wait"):
                 await worker.quotas.wait(wait)
             attempt.waited = True
         except FleetError as error:
-            ending = _ending(worker, attempt, error)
+            ending = _failed(worker, attempt, error)
             rerun = consequence(error).rerun
             if ending.state is not CallState.QUEUED or rerun not in HERE:
                 return ending
             if rerun is Rerun.IF_DELIVERY_ALLOWS:
                 await asyncio.sleep(RERUN_PAUSE_S)
         else:
-            return Ending(
-                attempt.claim.id,
-                attempt.claim.fence,
-                CallState.SUCCEEDED,
-                result=answer.result,
-                is_error=answer.is_error,
-                artifact=answer.artifact,
-                shape=answer.shape,
-                timings=attempt.timings,
-                attempts=_attempts(attempt),
-            )
+            return answered(attempt, answer)
 
 
 async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
@@ -216,8 +145,8 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
         gate = Gate(claim.tenant_id, worker.server, wanted.name, policy.output, worker.guardrails)
         await gate.arguments(claim.arguments)
         if claim.method == TOOLS_CALL:
-            await worker.settled(served, attempt.remaining_s)
-            worker.refuse_held(served, wanted.name)
+            await worker.following.settled(served, attempt.remaining_s)
+            worker.following.refuse_held(served, wanted.name)
     with attempt.trace.step("breaker"):
         permit = await served.breaker.allow()
     verdict = STOPPED.verdict
@@ -234,7 +163,7 @@ async def _dispatch(worker: WorkerRuntime, attempt: Attempt) -> Answer:
             result = await _call(worker, served, attempt, wanted, gate)
         verdict = ANSWERED.verdict
         worker.figures.result_bytes.observe(result.size_bytes)
-        _refuse_too_large(claim, result, policy.limits.result_bytes)
+        refuse_too_large(claim, result.size_bytes, policy.limits.result_bytes)
         if result.large is not None:
             return await _read_large(worker, attempt, gate, result.large, wanted.schema)
         with attempt.trace.step("redact"):
@@ -290,31 +219,6 @@ async def _within_quota(
         step.end()
 
 
-def _waits_in_queue(worker: WorkerRuntime, attempt: Attempt, wait: MustWait) -> Ending | None:
-    """Return the ending of a call that cannot wait here: back in the queue, or refused."""
-    claim = attempt.claim
-    if wait.in_place and wait.wait_s < attempt.remaining_s:
-        return None
-    if wait.wait_s < attempt.remaining_s:
-        return Ending(
-            claim.id,
-            claim.fence,
-            CallState.QUEUED,
-            timings=attempt.timings,
-            attempts=_attempts(attempt),
-            not_before_s=wait.wait_s,
-        )
-    worker.quotas.counts["refused"] += 1
-    return Ending(
-        claim.id,
-        claim.fence,
-        CallState.FAILED,
-        error=wait.refusal.as_dict(),
-        timings=attempt.timings,
-        attempts=_attempts(attempt),
-    )
-
-
 async def _credential_is_newer(served: ServedVersion, attempt: Attempt, error: FleetError) -> bool:
     """Say whether a call that failed for its credential, before anything ran, has a newer one."""
     if error.code is Code.CREDENTIAL_ROTATED:
@@ -365,16 +269,6 @@ def _note(worker: WorkerRuntime, attempt: Attempt, findings: list[dict[str, str]
         attempt.timings["findings"] = findings
 
 
-def _refuse_too_large(claim: Claim, result: ToolResult, limit: int | None) -> None:
-    if limit is not None and result.size_bytes > limit:
-        raise FleetError(
-            Code.RESULT_TOO_LARGE,
-            f"the result of {claim.tool} is {result.size_bytes} bytes; tenant {claim.tenant_id!r} "
-            f"may have {limit}",
-            hint="ask for less, or ask an operator for another tier; the call itself did run",
-        )
-
-
 async def _call(
     worker: WorkerRuntime, served: ServedVersion, attempt: Attempt, wanted: Wanted, gate: Gate
 ) -> ToolResult:
@@ -383,7 +277,7 @@ async def _call(
     waited_from = time.monotonic()
     patience = min(served.definition.pool.borrow_timeout_s, attempt.remaining_s)
     if patience <= 0:
-        raise _late(claim)
+        raise late(claim)
     borrowing = attempt.trace.step("borrow")
     key = attempt.key = await _key(served, claim, patience)
     async with served.pool.borrow(
@@ -398,7 +292,7 @@ async def _call(
         worker.figures.borrow_wait.observe(time.monotonic() - waited_from)
         timeout_s = min(claim.call_timeout_s, attempt.remaining_s)
         if timeout_s <= 0:
-            raise _late(claim)
+            raise late(claim)
         if claim.approved:
             await worker.use_approval(claim, served, wanted.name)
         worker.refuse_without_lease(claim)
@@ -475,7 +369,7 @@ def _caller(
         given = await interview.ask(asked, between=between)
         if between:
             worker.refuse_without_lease(claim)
-            worker.refuse_held(served, interview.tool)
+            worker.following.refuse_held(served, interview.tool)
             worker.quotas.refuse_paused(served.definition, lease.key.identity)
             attempt.dispatched = True
         return given
@@ -502,27 +396,10 @@ async def _key(served: ServedVersion, claim: Claim, patience_s: float) -> Sessio
         ) from None
 
 
-def _ending(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Ending:
-    claim = attempt.claim
-    state = next_state(
-        error,
-        delivery=claim.delivery,
-        dispatched=attempt.dispatched,
-        attempts_left=_attempts(attempt) < worker.settings.max_attempts and attempt.remaining_s > 0,
-    )
-    body = error_out(error.as_dict(), attempt.rules)
+def _failed(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Ending:
     if error.code is Code.RESULT_BLOCKED:
         _note(worker, attempt, error.details["findings"])
-    if state is CallState.OUTCOME_UNKNOWN:
-        body = _unknown(claim, body)
-    return Ending(
-        claim.id,
-        claim.fence,
-        state,
-        error=None if state is CallState.QUEUED else body,
-        timings=attempt.timings,
-        attempts=_attempts(attempt),
-    )
+    return failed(attempt, error, most_attempts=worker.settings.max_attempts)
 
 
 async def _stopped(worker: WorkerRuntime, attempt: Attempt, reason: StopReason) -> Ending:
@@ -531,7 +408,6 @@ async def _stopped(worker: WorkerRuntime, attempt: Attempt, reason: StopReason) 
     The SDK has told the server already (``notifications/cancelled``, or a closed stream); closing
     the session then climbs the ladder to SIGKILL for a stdio child that does not go quiet.
     """
-    claim = attempt.claim
     if attempt.session is not None and attempt.shared:
         # Closing it would take the neighbours' calls along: it ends when the last of them has.
         attempt.timings["stop"] = {"rung": "notified", "elapsed_s": 0.0}
@@ -540,69 +416,7 @@ async def _stopped(worker: WorkerRuntime, attempt: Attempt, reason: StopReason) 
         attempt.timings["stop"] = {"rung": report.rung, "elapsed_s": round(report.elapsed_s, 3)}
     if (stop := attempt.timings.get("stop")) is not None:
         worker.figures.stopped(stop["rung"], stop["elapsed_s"])
-    if reason in (StopReason.DRAIN, StopReason.LEASE_LOST):
-        again = claim.delivery.may_rerun or not attempt.dispatched
-        error = FleetError(
-            Code.WORKER_LOST,
-            f"the worker of server {claim.server_name} was stopped while {claim.tool} ran",
-        )
-        if again:
-            return Ending(
-                claim.id,
-                claim.fence,
-                CallState.QUEUED,
-                timings=attempt.timings,
-                attempts=_attempts(attempt),
-            )
-        return Ending(
-            claim.id,
-            claim.fence,
-            CallState.OUTCOME_UNKNOWN,
-            error=_unknown(claim, error.as_dict()),
-            timings=attempt.timings,
-        )
-    error = FleetError(
-        Code.STOPPED,
-        f"{claim.tool} was stopped"
-        + (" while it ran on the server" if attempt.dispatched else " before it was dispatched"),
-        hint="what it had done until then is done; look in the target system" * attempt.dispatched,
-        details={"reason": reason.value, "dispatched": attempt.dispatched},
-    )
-    return Ending(
-        claim.id, claim.fence, CallState.STOPPED, error=error.as_dict(), timings=attempt.timings
-    )
-
-
-def _attempts(attempt: Attempt) -> int:
-    """Return how often the call was dispatched in all: the claim counted its first time."""
-    return attempt.claim.attempts - 1 + attempt.dispatches
-
-
-def _unknown(claim: Claim, cause: dict[str, Any]) -> dict[str, Any]:
-    return FleetError(
-        Code.OUTCOME_UNKNOWN,
-        f"{claim.tool} was dispatched to server {claim.server_name} and its outcome is not known: "
-        + cause["message"],
-        hint="check in the target system whether the effect happened before you send it again",
-        details={"cause": cause["code"], **cause.get("details", {})},
-    ).as_dict()
-
-
-def _late(claim: Claim) -> FleetError:
-    return FleetError(
-        Code.DEADLINE_EXCEEDED,
-        f"the deadline of {claim.tool} passed while it waited for a session of {claim.server_name}",
-        hint="give a longer timeout_s, or a larger pool max_size",
-    )
-
-
-def _internal(claim: Claim, error: Exception) -> FleetError:
-    return FleetError(
-        Code.INTERNAL,
-        f"{claim.tool} on server {claim.server_name} failed inside the worker "
-        f"({type(error).__name__})",
-        hint="look at the worker's log; this is a defect of Toolfleet",
-    )
+    return stopped(attempt, reason)
 
 
 async def _turned_away(waiting: Awaitable[None]) -> bool:

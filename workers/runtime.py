@@ -22,21 +22,17 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Final
 
-from registry import approval_gate, artifacts, calls, catalog, interests, leases
+from registry import approval_gate, artifacts, calls, catalog, leases
 from registry.approval_gate import note_forged
 from registry.bindings import Sealer
 from registry.calls import CallState, Claim, Ending
-from registry.catalog import ServerVersion
 from registry.database import Database, GroupCommit
 from registry.ended import UNKNOWN_TIER, Ended
 from registry.errors import Code, FleetError
-from registry.holds import blocked_tools
-from registry.ingest import ToolRow, get_tool, mark_stale
+from registry.ingest import ToolRow, get_tool
 from registry.output_rules import OutputRules
 from registry.policies import Policies
-from registry.requests import RESOURCES_READ, may_ask
 from registry.settings import Settings
-from registry.submission import tool_held
 from workers import breaker_redis
 from workers.aio_pool import USER, Job
 from workers.asking import Desk
@@ -48,8 +44,10 @@ from workers.census import take_census
 from workers.client import Message, make_client
 from workers.encryption_keys import open_keys, open_vault
 from workers.figures import Figures
+from workers.following import Following
 from workers.guardrails import Guardrails
 from workers.heartbeat import beat
+from workers.interested import Interested
 from workers.keyring import Keyring
 from workers.large import LargeReader
 from workers.limits_redis import hear_pauses
@@ -59,11 +57,10 @@ from workers.pool import SessionKey, SessionPool
 from workers.progress import OnLog
 from workers.quota import Quotas
 from workers.reaper import reap
-from workers.refresh import refresh, refresh_offerings
 from workers.resource_watch import ResourceWatch
 from workers.session import Session
 from workers.versions import ServedVersion, Versions
-from workers.watching import SHORTEST_S, ListingWatch
+from workers.watching import ListingWatch
 
 __all__ = ["LEASE_LOST", "ServedVersion", "WorkerRuntime"]
 
@@ -74,8 +71,6 @@ FINISH_PAUSE_S: Final = 0.5
 LAPSED_PAUSE_S: Final = 1.0  # in which a worker with a lease may take the next message
 WATCH_EVERY_S: Final = 1.0
 CENSUS_EVERY_S: Final = 5.0
-TELL_EVERY_S: Final = 0.1  # of resources that changed, however often they do
-SETTLE_S: Final = 3.0
 TOOLS_KEPT: Final = 1_000
 LEASE_LOST: Final = "lease_lost"
 
@@ -112,15 +107,20 @@ class WorkerRuntime:
         self.guardrails = Guardrails(
             settings.guardrails, limit_s=settings.guardrail_limit.total_seconds()
         )
-        self._warm: dict[int, tuple[ServedVersion, SessionKey]] = {}
-        self._followed: frozenset[int] = frozenset()
-        self._current = 0
-        self._blocked: dict[int, frozenset[str]] = {}
-        self._hearing: dict[int, asyncio.Event] = {}
-        self._refreshing = asyncio.Lock()
-        self._listing_offerings: set[int] = set()
-        self._interested: dict[tuple[int, SessionKey, str], set[str]] = {}
-        self._updated: set[str] = set()
+        self._background = Background()
+        self.following = Following(
+            server, self.database, self._versions, self.quotas, self.figures, self._background
+        )
+        self._interested = Interested(
+            server,
+            self.database,
+            self._versions,
+            self.following,
+            self.policies,
+            self.client.signals,
+            self._background,
+        )
+        self._keeping_up: asyncio.Task[None] | None = None
         self._tools: dict[int, ToolRow] = {}  # the latest used last
         self._running: dict[Job, str] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -128,8 +128,6 @@ class WorkerRuntime:
         self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._background = Background()
-        self._following: asyncio.Task[None] | None = None
         self._claims: GroupCommit[str, Claim | None] = GroupCommit(self._claim_batch)
         self._endings: GroupCommit[tuple[str, Ending], bool] = GroupCommit(self._finish_batch)
 
@@ -145,10 +143,10 @@ class WorkerRuntime:
         await self._take_lease(self.id)
         self._background.start(self._keep_lease())
         try:
-            await self._follow()
+            await self.following.follow()
         except FleetError as error:
             logger.warning("server %s is not ready: %s", self.server, error.message)
-        self._following = self._background.start(self._every(WATCH_EVERY_S, self._follow))
+        self._keeping_up = self._background.start(self._every(WATCH_EVERY_S, self.following.follow))
         for watch, every_s in (
             (self._stop_asked, WATCH_EVERY_S),
             (self._drain_asked, WATCH_EVERY_S),
@@ -169,8 +167,8 @@ class WorkerRuntime:
 
         An operator's drain is in no hurry: it waits for them as long as their deadlines let it.
         """
-        if self._following is not None:
-            self._following.cancel()
+        if self._keeping_up is not None:
+            self._keeping_up.cancel()
         self._background.start(self._versions.drain())
         grace_s = None if self._asked_to_drain else self.settings.drain_grace.total_seconds()
         with suppress(TimeoutError):
@@ -235,21 +233,6 @@ class WorkerRuntime:
     async def served(self, version_id: int) -> ServedVersion:
         """Return a server version ready to be called; its pool is made at the first use."""
         return await self._versions.get(version_id)
-
-    async def settled(self, served: ServedVersion, within_s: float) -> None:
-        """Return once a version that has just said that its tools changed was listed again.
-
-        A call of a tool that is about to be held must not slip through before. It waits for
-        `SETTLE_S` at most, and not at all for a server that says so again and again.
-        """
-        if (hearing := self._hearing.get(served.id)) is not None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(hearing.wait(), min(within_s, SETTLE_S))
-
-    def refuse_held(self, served: ServedVersion, tool: str) -> None:
-        """Raise `tool_held` for a tool that the server changed and nobody accepted yet."""
-        if tool in self._blocked.get(served.id, ()):
-            raise tool_held(served.definition.name, tool)
 
     async def tool(self, tool_version_id: int) -> ToolRow:
         """Return an immutable tool version; those used last are kept."""
@@ -416,139 +399,13 @@ class WorkerRuntime:
             keyring.opened(session, key)
             return session
 
-        # A run may be pinned to a version that is followed no more: what is held of it counts too.
-        self._blocked |= await blocked_tools(self.database, [version_id])
-        watch = ListingWatch(partial(self._on_listing_changed, version_id))
+        await self.following.look_at(version_id)
+        watch = ListingWatch(partial(self.following.listing_changed, version_id))
         listening = Listening(watch, keyring, open_session)
         breaker = Breaker(definition.name, str(version_id), definition.breaker, self._breakers)
         pool = SessionPool(definition.name, definition.pool, listening.open)
-        resources = ResourceWatch(open_session, partial(self._resource_updated, version_id))
+        resources = ResourceWatch(open_session, partial(self._interested.updated, version_id))
         return ServedVersion(version_id, definition, pool, breaker, keyring, listening, resources)
-
-    def _on_listing_changed(self, version_id: int) -> None:
-        """Have a version's tools listed again: at once, or when the watch next comes round."""
-        if version_id not in self._hearing:
-            self._hearing[version_id] = asyncio.Event()
-            self._background.start(self._heard(version_id))
-
-    async def _heard(self, version_id: int) -> None:
-        try:
-            with suppress(FleetError):  # Postgres away: this worker lists them all the same
-                await mark_stale(self.database, self.server, version_id=version_id)
-            if version_id in self._followed:
-                served = await self.served(version_id)
-                if served.watch.pause_s <= SHORTEST_S:
-                    await asyncio.sleep(served.watch.due_in_s)
-                    await self._refresh_if_due(served, stale=True, failed=False)
-        finally:
-            self._hearing.pop(version_id).set()
-
-    async def _follow(self) -> None:
-        """Warm the versions that new runs see, let old ones go, list what may have changed."""
-        followed = await catalog.followed(self.database, self.server)
-        self._followed = frozenset(version.id for version in followed)
-        self._current = followed[0].id
-        await self._versions.let_go(but=self._followed)
-        made = [(version, await self._served_or_noted(version)) for version in followed]
-        current = [(version, served) for version, served in made if served is not None]
-        self._versions.listen(only=self._followed)
-        await self._keep_warm([served for _, served in current])
-        for version, served in current:
-            failed = version.refresh_error is not None
-            await self._refresh_if_due(served, stale=version.stale, failed=failed)
-            self._list_offerings_if_due(served)
-        await self._read_blocked()
-
-    async def _served_or_noted(self, version: ServerVersion) -> ServedVersion | None:
-        """Return a version; None, with the error on record, while its secrets do not open."""
-        try:
-            return await self.served(version.id)
-        except FleetError as error:
-            if error.code is not Code.CREDENTIAL_UNAVAILABLE:
-                raise
-            logger.warning("server %s: %s", self.server, error.message)
-            if version.refresh_error != error.as_dict():
-                await mark_stale(self.database, self.server, error, version_id=version.id)
-            return None
-
-    async def _refresh_if_due(self, served: ServedVersion, *, stale: bool, failed: bool) -> None:
-        if self.quotas.paused_for():
-            return  # it asked to be left alone: its tools can wait
-        async with self._refreshing:
-            if served.watch.due(stale=stale, failed=failed):
-                self.figures.changed(await refresh(self.database, served))
-                served.offerings.heard()
-                await self._read_blocked()
-
-    def _list_offerings_if_due(self, served: ServedVersion) -> None:
-        """List what a version has beside tools, in the background: its tools wait for nothing."""
-        if served.id in self._listing_offerings or self.quotas.paused_for():
-            return
-        if served.offerings.due(stale=False, failed=False):
-            self._listing_offerings.add(served.id)
-            self._background.start(self._list_offerings(served))
-
-    async def _list_offerings(self, served: ServedVersion) -> None:
-        try:
-            await refresh_offerings(self.database, served)
-        except Exception:  # nobody awaits this task
-            logger.exception("what %s has could not be listed", served.name)
-        finally:
-            self._listing_offerings.discard(served.id)
-
-    async def _read_blocked(self) -> None:
-        """Learn which tools may not be called, of every version that calls may still come for."""
-        ids = [served.id for served in self._versions.ready()]
-        self._blocked = await blocked_tools(self.database, ids)
-
-    async def _keep_warm(self, wanted: Sequence[ServedVersion]) -> None:
-        """Keep these versions' sessions warm, where there are any to share, and no others."""
-        keys = {served.id: await served.keyring.warm_key() for served in wanted}
-        for id_, (served, warm_key) in list(self._warm.items()):
-            # A provider that cannot be asked just now has taken nothing away.
-            unknown = id_ in keys and keys[id_] is None
-            if keys.get(id_) != warm_key and not unknown:
-                del self._warm[id_]
-                served.pool.cool(warm_key)
-        for served in wanted:
-            key = keys[served.id]
-            if key is not None and served.id not in self._warm:
-                self._warm[served.id] = (served, key)
-                await served.pool.start(key)
-
-    # -- resources --------------------------------------------------------------------------
-
-    async def _watch_resources(self) -> None:
-        """Listen to the resources that tenants want to hear of, and may."""
-        interested: dict[tuple[int, SessionKey, str], set[str]] = {}
-        wanted = await interests.wanted(self.database, self.server, self.id)
-        for it in wanted if self._followed else ():
-            gone = it.version_id not in self._followed
-            served = await self.served(self._current if gone else it.version_id)
-            policy = await self.policies.of(it.tenant)
-            if not may_ask(policy, served.definition, RESOURCES_READ):
-                continue
-            with suppress(FleetError):  # without a credential there is nothing to hear
-                key = await served.keyring.key_of(it.tenant)
-                interested.setdefault((served.id, key, it.uri), set()).add(it.key)
-        self._interested = interested
-        for served in self._versions.ready():
-            mine: dict[SessionKey, set[str]] = {}
-            for version_id, key, uri in interested:
-                if version_id == served.id:
-                    mine.setdefault(key, set()).add(uri)
-            served.resources.want({key: frozenset(uris) for key, uris in mine.items()})
-
-    def _resource_updated(self, version_id: int, key: SessionKey, uri: str) -> None:
-        if not self._updated:
-            self._background.start(self._tell_of_resources())
-        self._updated |= self._interested.get((version_id, key, uri), set())
-
-    async def _tell_of_resources(self) -> None:
-        await asyncio.sleep(TELL_EVERY_S)
-        keys, self._updated = self._updated, set()
-        if keys:
-            await self.client.signals.resources_updated(sorted(keys))
 
     # -- watches ----------------------------------------------------------------------------
 
@@ -617,6 +474,9 @@ class WorkerRuntime:
         self.figures.take_quota(self.quotas, limiter_away=self.client.limiter.away)
         self.figures.take_traces(self.client.tracer)
         await self.client.signals.figures(self.id, self.figures.exposition())
+
+    async def _watch_resources(self) -> None:
+        await self._interested.watch(self.id)
 
     async def _rotate_credentials(self) -> None:
         """Recycle the sessions, idle ones too, whose credential has changed or was taken away."""
