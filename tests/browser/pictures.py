@@ -100,6 +100,9 @@ async def take(page: Page, fleet: Fleet) -> None:
     await page.goto("/console/calls?server=crm&state=succeeded")
     await page.get_by_role("link", name="crm_read_query").first.click()
     await page.wait_for_url("**/console/calls/*")
+    while not await page.get_by_text("enqueue").count():  # the API's part of the trace
+        await asyncio.sleep(1)
+        await page.reload()
     await page.screenshot(path=FOLDER / "call.png", full_page=True)
     await page.goto("/console/approvals")
     await page.screenshot(path=FOLDER / "approval.png", full_page=True)
