@@ -25,8 +25,8 @@ from registry.database import Database
 from tests.bench import unwatched
 from tests.receiving import Receiver, receiving
 
-ROUNDS = 9
-DEEP_CALLS = 1_500
+ROUNDS = 7
+DEEP_CALLS = 600
 CALLERS, SECONDS = 16, 2.0
 WARM_UP = 200
 PATIENT = {"TOOLFLEET_WORKER_LEASE": "300", "TOOLFLEET_DEFAULT_DEADLINE": "3600"}
