@@ -92,7 +92,7 @@ def _prepare(podman: Podman, base: str | None, made: list[str]) -> Stack:
     mounted = f"{secrets}:/secrets"
     podman("run", "--rm", "--user", user, "--volume", mounted, IMAGE, "secrets", "/secrets")
     port = free_port()
-    names = [f"127.0.0.1:{port}", f"localhost:{port}", "127.0.0.1:8080", "api:8080"]
+    names = [f"127.0.0.1:{port}", f"localhost:{port}", "127.0.0.1:8080", "proxy:8080"]
     return Stack(
         podman,
         f"toolfleet-trial-{port}",
