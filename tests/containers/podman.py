@@ -19,7 +19,7 @@ import yaml
 from tests.containers.stack_file import COMPOSE, read_stack
 
 HERE = Path(__file__).parent
-DEBIAN, MIRROR = "bookworm", "http://deb.debian.org/debian"
+DEBIAN = "bookworm"
 CERTIFICATES = "/etc/ssl/certs"
 """This machine's certificates go along into builds: its way to the package index may need one."""
 LIMITS = ("nofile=1024:1024", "nproc=4096:4096")
@@ -79,7 +79,7 @@ class Podman:
             return
         root = self.folder / "base"
         packages = "--include=python3,python3-venv,ca-certificates"
-        self.run("debootstrap", "--variant=minbase", packages, DEBIAN, str(root), MIRROR)
+        self.run("debootstrap", "--variant=minbase", packages, DEBIAN, str(root))
         shutil.rmtree(root / "var" / "cache" / "apt" / "archives")
         archive = self.folder / "base.tar"
         self.run("tar", "--create", "--directory", str(root), "--file", str(archive), ".")
