@@ -8,19 +8,17 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from prometheus_client.parser import text_string_to_metric_families
 from starlette.responses import Response
 
 from api import shown
 from api.auth import operators_only
+from api.fleet import Server, read_fleet
 from api.operations import Operations
 from api.rest import PROBLEMS, operations_of
 from api.wire import StrictRoute, answer
 from registry import (
-    catalog,
     credential_store,
     definition_secrets,
-    holds,
     notices,
     overview,
     sealing,
@@ -32,7 +30,6 @@ from registry.stored_credential import CredentialState
 MOST_SKEW_S: Final = 2.0
 LONGEST_QUEUED_S: Final = 60.0
 LONGEST_UNSEALED_S: Final = 60.0
-_BREAKER_OPEN: Final = 2.0
 _CLOCK: Final = time.time  # noqa: TID251 - the one place that compares clocks
 
 State = Literal["ok", "warning", "failed"]
@@ -212,51 +209,40 @@ def _clocks(clocks: dict[str, float]) -> Finding:
 
 
 async def _servers(operations: Operations) -> AsyncIterator[Finding]:
-    servers = await catalog.list_servers(operations.database)
+    servers = (await read_fleet(operations)).servers
     if not servers:
         yield Finding(
             "servers", "warning", "no server is registered", "`toolfleet servers add FILE`"
         )
-    workers = await overview.worker_counts(operations.database)
-    ages = await overview.queue_ages(operations.database)
-    held = await holds.counts(operations.database)
-    open_breakers = _open_breakers((await operations.client.figures()).values())
     for server in servers:
-        name = server.definition.name
         problems = [
-            *_worker_problems(name, workers.get(name, 0), ages.get(name, 0.0)),
-            *_listing_problems(server, sum(n for (of, _), n in held.items() if of == name)),
+            *_worker_problems(server),
+            *_listing_problems(server.version, server.held),
+            *_breaker_problems(server),
         ]
-        if name in open_breakers:
-            problems.append(
-                Finding(
-                    f"server {name}",
-                    "failed",
-                    f"the breaker of {', '.join(open_breakers[name])} is open: its calls fail fast",
-                    "look at why calls fail; it is tried again by itself every 30 s",
-                )
-            )
         for problem in problems:
             yield problem
         if not problems:
-            count = workers[name]
-            what = f"{len(server.tools)} tools, {count} worker{'s' if count != 1 else ''}"
-            yield Finding(f"server {name}", "ok", what)
+            count = len(server.workers)
+            tools = len(server.version.tools)
+            what = f"{tools} tools, {count} worker{'s' if count != 1 else ''}"
+            yield Finding(f"server {server.name}", "ok", what)
 
 
-def _worker_problems(name: str, workers: int, oldest_s: float) -> Iterable[Finding]:
-    if not workers:
+def _worker_problems(server: Server) -> Iterable[Finding]:
+    name = server.name
+    if not server.workers:
         yield Finding(
             f"server {name}",
             "failed",
             "no worker serves its queue",
             f"start `toolfleet worker {name}`; `toolfleet up` does so by itself",
         )
-    elif oldest_s > LONGEST_QUEUED_S:
+    elif server.oldest_queued_s > LONGEST_QUEUED_S:
         yield Finding(
             f"queue mcp.{name}",
             "warning",
-            f"its oldest call has waited for {oldest_s:.0f} s",
+            f"its oldest call has waited for {server.oldest_queued_s:.0f} s",
             f"add workers to the queue (`toolfleet worker {name}`), or raise pool.max_size",
         )
 
@@ -282,15 +268,15 @@ def _listing_problems(server: ServerVersion, held: int) -> Iterable[Finding]:
         )
 
 
-def _open_breakers(expositions: Iterable[str]) -> dict[str, list[str]]:
-    """Return the versions whose breakers are open, by server, as any worker says."""
-    found: dict[str, list[str]] = {}
-    for exposition in expositions:
-        for family in text_string_to_metric_families(exposition):
-            if family.name == "toolfleet_breaker_state":
-                for sample in family.samples:
-                    version = f"{sample.labels['server']}@{sample.labels['version']}"
-                    known = found.setdefault(sample.labels["server"], [])
-                    if sample.value == _BREAKER_OPEN and version not in known:
-                        known.append(version)
-    return {server: versions for server, versions in found.items() if versions}
+def _breaker_problems(server: Server) -> Iterable[Finding]:
+    """Yield what is to be said of the versions whose breakers are open, as any worker says."""
+    pools = [pool for it in server.workers for pool in it.pools.values()]
+    versions = sorted({pool.version for pool in pools if pool.breaker == "open"})
+    if versions:
+        named = ", ".join(f"{server.name}@{version}" for version in versions)
+        yield Finding(
+            f"server {server.name}",
+            "failed",
+            f"the breaker of {named} is open: its calls fail fast",
+            "look at why calls fail; it is tried again by itself every 30 s",
+        )

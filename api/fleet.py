@@ -7,7 +7,7 @@ from the record. A part that is away leaves a gap, which `away` names.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
@@ -60,6 +60,10 @@ class Worker:
     processes: int = 0
     zombies: int = 0
     open_fds: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as callers see it."""
+        return {**asdict(self), "pools": [asdict(pool) for pool in self.pools.values()]}
 
 
 @dataclass(frozen=True)

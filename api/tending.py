@@ -5,7 +5,6 @@ The console's forms go through the same functions as the routes.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -15,7 +14,7 @@ from starlette.responses import Response
 from api import shown
 from api.administration import visible_server
 from api.auth import actor_of, operators_only
-from api.fleet import Worker, read_fleet
+from api.fleet import read_fleet
 from api.operations import Operations, label
 from api.rest import PROBLEMS, operations_of
 from api.wire import Label, Reason, StrictBody, StrictRoute, answer
@@ -91,7 +90,7 @@ async def post_breaker(request: Request, name: str, body: ForceBreaker) -> Respo
 async def list_workers(request: Request) -> Response:
     """Show the workers whose leases hold, and their sessions; `away` says what cannot be known."""
     fleet = await read_fleet(operations_of(request))
-    return answer({"workers": [_worker(it) for it in fleet.workers], "away": fleet.away})
+    return answer({"workers": [it.as_dict() for it in fleet.workers], "away": fleet.away})
 
 
 @router.post(
@@ -163,19 +162,4 @@ def _breaker(server: ServerVersion, breaker: BreakerSnapshot) -> dict[str, Any]:
         "calls": breaker.calls,
         "failures": breaker.failures,
         "consecutive_timeouts": breaker.consecutive_timeouts,
-    }
-
-
-def _worker(worker: Worker) -> dict[str, Any]:
-    return {
-        "id": worker.id,
-        "server": worker.server,
-        "hostname": worker.hostname,
-        "pid": worker.pid,
-        "started_at": worker.started_at,
-        "drain_requested_at": worker.drain_requested_at,
-        "processes": worker.processes,
-        "zombies": worker.zombies,
-        "open_fds": worker.open_fds,
-        "pools": [asdict(pool) for pool in worker.pools.values()],
     }

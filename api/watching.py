@@ -68,9 +68,7 @@ def _server(server: Server, beats: list[Beat]) -> dict[str, Any]:
         "sessions": {state: server.sessions(state) for state in SESSIONS},
         "max_sessions": sum(pool.max_size for pool in pools),
         "waiting": sum(pool.waiting for pool in pools),
-        "workers": [
-            {**asdict(it), "pools": list(map(asdict, it.pools.values()))} for it in server.workers
-        ],
+        "workers": [it.as_dict() for it in server.workers],
         "beats": [asdict(beat) for beat in beats],
     }
 

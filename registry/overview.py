@@ -38,15 +38,6 @@ async def unfinished_calls(database: Database) -> dict[str, int]:
         return {row.state: row.calls for row in result}
 
 
-async def queue_ages(database: Database) -> dict[str, float]:
-    """Return for how many seconds the oldest queued call of each server has waited."""
-    rows = await database.statement(
-        "SELECT server_name, EXTRACT(EPOCH FROM clock_timestamp() - min(queued_at))"
-        "::double precision AS age_s FROM calls WHERE state = 'queued' GROUP BY server_name"
-    )
-    return {row["server_name"]: row["age_s"] for row in rows}
-
-
 async def database_facts(database: Database) -> dict[str, Any]:
     """Return Postgres' time (seconds since 1970), its version and the schema's revision."""
     (row,) = await database.statement(

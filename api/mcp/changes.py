@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 from api.mcp.asked import Asked, Notify
+from api.mcp.looking import Looking
 from api.operations import Operations
 from registry.errors import FleetError
 
@@ -48,28 +49,22 @@ class Changes:
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
         self._bells: set[asyncio.Event] = set()
-        self._looking: asyncio.Task[None] | None = None
+        self._looking = Looking(self._look, "mcp-changes")
 
     @contextmanager
     def listening(self) -> Iterator[asyncio.Event]:
         """Yield a bell that rings when the registry has changed."""
         bell = asyncio.Event()
         self._bells.add(bell)
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look(), name="mcp-changes")
         try:
-            yield bell
+            with self._looking.wanted():
+                yield bell
         finally:
             self._bells.discard(bell)
-            if not self._bells and self._looking is not None:
-                self._looking.cancel()
-                self._looking = None
 
     async def close(self) -> None:
         """Stop looking."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        await self._looking.close()
 
     async def _look(self) -> None:
         seen = None

@@ -18,6 +18,7 @@ from typing import Any, Final
 from api.mcp.asked import INVALID_PARAMS, INVALID_REQUEST, Answered, Asked, Notify, RpcError
 from api.mcp.changes import Changes, Lists, Subscription
 from api.mcp.lists import digests
+from api.mcp.looking import Looking
 from api.mcp.passage import named, resource, text_of
 from api.mcp.uris import shown
 from api.operations import Operations
@@ -106,7 +107,7 @@ class ResourceChanges:
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
         self._listeners: dict[str, _Listener] = {}
-        self._looking: asyncio.Task[None] | None = None
+        self._looking = Looking(self._look, "mcp-interests")
 
     async def subscribe(self, asked: Asked, wanted: Mapping[str, Any]) -> Subscription | None:
         """Return a subscription to the resources of a filter, or to those of a session."""
@@ -144,23 +145,17 @@ class ResourceChanges:
     ) -> AsyncIterator[_Listener]:
         """Yield a listener for a holder's resources, by the names that ``name`` gives them."""
         listener = self._listeners[holder] = _Listener(name)
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look(), name="mcp-interests")
         try:
-            async with self._operations.room.hears(RESOURCES_CHANNEL, listener.hear):
-                yield listener
+            with self._looking.wanted():
+                async with self._operations.room.hears(RESOURCES_CHANNEL, listener.hear):
+                    yield listener
         finally:
             if self._listeners.get(holder) is listener:
                 del self._listeners[holder]
-            if not self._listeners and self._looking is not None:
-                self._looking.cancel()
-                self._looking = None
 
     async def close(self) -> None:
         """Stop looking."""
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait([self._looking])
+        await self._looking.close()
 
     async def _look(self) -> None:
         """Learn what listeners want, wherever they said so, and put off until when."""

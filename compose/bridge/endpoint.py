@@ -138,7 +138,11 @@ def _error_of(answer: httpx2.Response) -> dict[str, Any]:
 def error_of(problem: AskError) -> dict[str, Any]:
     """Return a problem of ours as a JSON-RPC response has it."""
     hint = f" ({problem.hint})" if problem.hint else ""
-    data = {"code": problem.code, "message": problem.message, "hint": problem.hint}
+    data: dict[str, Any] = {
+        "code": problem.code,
+        "message": problem.message,
+        "hint": problem.hint,
+    }
     if problem.details:
-        data["details"] = problem.details  # type: ignore[assignment]
+        data["details"] = problem.details
     return {"code": FLEET_ERROR, "message": problem.message + hint, "data": data}

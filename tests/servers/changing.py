@@ -22,9 +22,9 @@ from typing import Any
 
 import anyio
 import mcp_types as types
-from mcp.server.lowlevel import NotificationOptions, Server
+from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ToolsListChanged
-from serving import serve_http, serve_stdio
+from serving import announce, serve_http, serve_stdio
 
 LOOK_EVERY_S = 0.02
 A_STORM = 20  # notifications at each look: 1,000 a second
@@ -117,12 +117,7 @@ def made(changing: Changing) -> Server[Any]:
     server.add_notification_handler(
         "notifications/initialized", types.NotificationParams, changing.initialized
     )
-    options = server.create_initialization_options
-
-    def announcing(*_: Any, **__: Any) -> Any:
-        return options(NotificationOptions(tools_changed=True))
-
-    server.create_initialization_options = announcing  # type: ignore[method-assign] # HTTP has no other way
+    announce(server, tools_changed=True)
     return server
 
 

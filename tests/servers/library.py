@@ -21,7 +21,7 @@ from typing import Any
 
 import anyio
 import mcp_types as types
-from mcp.server.lowlevel import NotificationOptions, Server
+from mcp.server.lowlevel import Server
 from mcp.server.subscriptions import (
     InMemorySubscriptionBus,
     ListenHandler,
@@ -30,7 +30,7 @@ from mcp.server.subscriptions import (
     ResourceUpdated,
 )
 from mcp.shared.exceptions import MCPError
-from serving import serve_http, serve_stdio
+from serving import announce, serve_http, serve_stdio
 
 LOOK_EVERY_S = 0.02
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n\xff\xfe").decode()
@@ -237,12 +237,7 @@ def made(library: Library) -> Server[Any]:
     server.add_notification_handler(
         "notifications/initialized", types.NotificationParams, library.initialized
     )
-    options = server.create_initialization_options
-
-    def announcing(*_: Any, **__: Any) -> Any:
-        return options(NotificationOptions(prompts_changed=True, resources_changed=True))
-
-    server.create_initialization_options = announcing  # type: ignore[method-assign] # HTTP has no other way
+    announce(server, prompts_changed=True, resources_changed=True)
     return server
 
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import mcp_types as types
 import uvicorn
-from mcp.server.lowlevel import Server
+from mcp.server.lowlevel import NotificationOptions, Server
 from mcp.server.stdio import stdio_server
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import SessionMessage
@@ -42,6 +42,16 @@ class _LegacyOnly:
             error = types.ErrorData(code=types.METHOD_NOT_FOUND, message="Method not found")
             answer = types.JSONRPCError(jsonrpc="2.0", id=message.id, error=error)
             await self._write.send(SessionMessage(answer))
+
+
+def announce(server: Server[Any], **changed: bool) -> None:
+    """Have a server declare in its handshake that it tells of changed lists."""
+    options = server.create_initialization_options
+
+    def announcing(*_: Any, **__: Any) -> Any:
+        return options(NotificationOptions(**changed))
+
+    server.create_initialization_options = announcing  # type: ignore[method-assign] # HTTP has no other way
 
 
 async def serve_stdio(server: Server[Any], *, legacy: bool) -> None:
