@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from registry.allowance import Allowance
+
 _RATIO_BITS: Final = 56
 """The part of a trace id that is random by all revisions of W3C's, so that processes agree."""
 
@@ -27,8 +29,8 @@ class Sampler:
     ) -> None:
         self.slow_s = slow_s
         self._below = round(ratio * (1 << _RATIO_BITS))
-        self._new = _Allowance(most_per_s, clock)
-        self._spare = _Allowance(most_per_s, clock)
+        self._new = Allowance(most_per_s, most_per_s, clock)
+        self._spare = Allowance(most_per_s, most_per_s, clock)
 
     def wants(self, trace_id: str) -> bool:
         """Say whether a trace that begins here is recorded."""
@@ -37,22 +39,3 @@ class Sampler:
     def spares(self) -> bool:
         """Say whether there is room for a part that is kept although its trace is not recorded."""
         return self._spare.take()
-
-
-class _Allowance:
-    """So many a second, and as many at once."""
-
-    def __init__(self, per_s: float, clock: Callable[[], float]) -> None:
-        self._per_s = per_s
-        self._clock = clock
-        self._left = per_s
-        self._since = clock()
-
-    def take(self) -> bool:
-        now = self._clock()
-        self._left = min(self._per_s, self._left + (now - self._since) * self._per_s)
-        self._since = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True

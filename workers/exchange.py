@@ -21,6 +21,7 @@ import anyio
 from mcp.shared.message import SessionMessage
 from mcp_types import JSONRPCNotification, JSONRPCRequest
 
+from registry.allowance import Allowance
 from workers.caller import Talk
 
 STREAMS_PER_EXCHANGE: Final = 5
@@ -175,8 +176,8 @@ class Sieve(Around):
     def __init__(self, inner: Any, heard: Mapping[str, Callable[[dict[str, Any]], None]]) -> None:
         super().__init__(inner)
         self._heard = heard
-        self._since = 0.0
-        self._may = float(_MOST_QUESTIONS)
+        clock = asyncio.get_running_loop().time
+        self._questions = Allowance(_QUESTIONS_PER_S, _MOST_QUESTIONS, clock)
 
     def __aiter__(self) -> Self:
         return self
@@ -189,17 +190,8 @@ class Sieve(Around):
             message = item.message
             if isinstance(message, JSONRPCNotification) and message.method in self._heard:
                 self._heard[message.method](message.params or {})
-            elif not isinstance(message, JSONRPCRequest) or self._may_ask():
+            elif not isinstance(message, JSONRPCRequest) or self._questions.take():
                 return item
-
-    def _may_ask(self) -> bool:
-        now = asyncio.get_running_loop().time()
-        more = (now - self._since) * _QUESTIONS_PER_S
-        self._since, self._may = now, min(self._may + more, _MOST_QUESTIONS)
-        if self._may < 1:
-            return False
-        self._may -= 1
-        return True
 
     async def receive(self) -> SessionMessage | Exception:
         """Return the next message; raise `anyio.EndOfStream` when there is none."""

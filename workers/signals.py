@@ -15,6 +15,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from registry.allowance import Allowance
 from registry.errors import Code, FleetError
 
 ENDED_CHANNEL: Final = "toolfleet:ended"
@@ -44,8 +45,8 @@ class Signals:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._progress: dict[str, tuple[float, float]] = {}
-        """By call: how many reports may be told, and as of when."""
+        self._progress: dict[str, Allowance] = {}
+        """By call: how many reports may be told."""
 
     async def ended(self, ids: Sequence[str]) -> None:
         """Tell whoever waits that these calls have ended."""
@@ -71,12 +72,11 @@ class Signals:
 
         So many reports may come at once: a short call's are all told.
         """
-        now = asyncio.get_running_loop().time()
-        left, since = self._progress.get(call_id, (PROGRESS_PER_S, now))
-        left = min(PROGRESS_PER_S, left + (now - since) * PROGRESS_PER_S)
-        told = left >= 1
-        self._progress[call_id] = (left - told, now)
-        if not told:
+        allowance = self._progress.get(call_id)
+        if allowance is None:
+            clock = asyncio.get_running_loop().time
+            allowance = self._progress[call_id] = Allowance(PROGRESS_PER_S, PROGRESS_PER_S, clock)
+        if not allowance.take():
             return
         body = {"progress": done, "total": total, "message": message}
         await self._publish(PROGRESS_CHANNEL + call_id, json.dumps(body))

@@ -1,7 +1,7 @@
 """How a page is made: one environment of templates, what every template knows, how times look.
 
 Invariants:
- 1. Everything that a template shows is escaped; nothing is marked as safe but what `markup` makes.
+ 1. Everything that a template shows is escaped; nothing is marked as safe.
  2. A page carries no script and no style of its own: its policy (`POLICY`) would not run them.
  3. With a session, nothing that changes anything is heard without what its own pages carry: a form
     of elsewhere changes nothing.

@@ -224,6 +224,17 @@ async def test_a_server_that_asks_without_end_is_refused_in_the_end(session: Ses
     assert len(person.asked) == (11 if session.era == "legacy" else 10)
 
 
+@requirement("questions:reach-the-caller")
+async def test_what_a_server_asks_at_once_is_answered_to_the_last_question(
+    session: Session,
+) -> None:
+    if session.era == "modern":
+        pytest.skip("there they are all in one result")
+    person = Person([{"result": HOME}] * 60)
+    result = await call(session, "ask", person.caller(), arguments={"ways": ["roots"] * 60})
+    assert said(result) == [HOME] * 60
+
+
 @requirement("questions:under-the-claim")
 async def test_a_question_that_its_server_takes_back_is_asked_no_more(session: Session) -> None:
     if session.era == "modern":
