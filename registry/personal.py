@@ -7,6 +7,7 @@ looked at closely.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
@@ -40,6 +41,11 @@ _HARMLESS: Final = re.compile(
     r"|[0-9]{1,3}\.[0-9]+|[0-9]+\.[0-9]{1,3}"
 )
 _NUMBERS: Final = frozenset((Kind.CARD, Kind.SSN, Kind.PHONE))
+# RFC 9562, section 4, also without its dashes; all in digits it would be a number.
+_UUID: Final = re.compile(
+    r"(?<![0-9A-Za-z])(?=[0-9-]{0,35}[a-fA-F])[0-9a-fA-F]{8}(-?)[0-9a-fA-F]{4}\1[1-8][0-9a-fA-F]{3}"
+    r"\1[89abAB][0-9a-fA-F]{3}\1[0-9a-fA-F]{12}(?![0-9A-Za-z])"
+)
 _PHONE_NAME: Final = re.compile(rf"(?<![a-z])(?:{NOUNS})(?![a-z])")
 
 
@@ -47,8 +53,19 @@ def find(text: str, kinds: frozenset[Kind], named: Kind | None = None) -> Iterat
     """Yield where values of some kinds stand in a text, in any order, perhaps one in another.
 
     ``text`` is in plain form (see `registry.plain_text`); ``named`` is what the member that holds
-    it is called after, if anything.
+    it is called after, if anything. What stands in a UUID is a part of that: one in 2,600 of them
+    has what looks like a card or an IBAN.
     """
+    ids: list[tuple[int, int]] | None = None
+    for span in _find(text, kinds, named):
+        if ids is None:
+            ids = [found.span() for found in _UUID.finditer(text)]
+        before = bisect_right(ids, (span.start, len(text)))
+        if not before or span.end > ids[before - 1][1]:
+            yield span
+
+
+def _find(text: str, kinds: frozenset[Kind], named: Kind | None) -> Iterator[Span]:
     if Kind.EMAIL in kinds and ("@" in text or "%40" in text):
         yield from find_emails(text)
     if Kind.IP in kinds:

@@ -84,6 +84,9 @@ def test_what_is_personal_or_secret_is_replaced(text: str, redacted: str) -> Non
         "std::vector<int> and a::b",
         "12:34:56",
         "3f2504e0-4f89-41d3-9a0c-0305e82c3301",
+        "473927ce-5866-4634-8637-382e303eb007",
+        "d1bb88ee-3241-40df-be16-f8dc7583479f, ee559e11-db11-40fe-b276-a6d530411888",
+        "576221360897413fab1e5570758bb99b",
         "[card] [phone] [email] call [ip]",
         "max_tokens=4096, next_page_token: CAAQAAabcdef123456",
         "password: required",
@@ -323,6 +326,7 @@ def test_a_result_that_cannot_be_read_to_its_end_is_withheld() -> None:
         "+1 ", "((1", "1.1.1.1.", "::", "a:", "phone 1", "call me at ", "0490 75 ", "password=",
         "password='", "--password ", "://a:b@", "bearer ", "SG.aaaaaaaaaaaaaaaa.", "\uff11",
         "1234567, ", "phone 1234567,", "12345678901234,", "1.1.1.1, ", "ab::1, ", "a@b.cd, ",
+        "d1bb88ee-3241-40df-be16-f8dc7583479f ",
         "1\u200b", "%40", '{"a":', "[1,", "123-456-7890 ", "4111 1111 1111 1111 ", "GB11 ",
     ],
 )  # fmt: skip
