@@ -26,11 +26,8 @@ _WELL: Final = frozenset({CallState.SUCCEEDED, CallState.QUEUED})
 
 
 def begin(trace: Trace, claim: Claim, received: float) -> None:
-    """Describe the call that was just claimed, whose message came at a time of the trace's clock.
-
-    Its queue wait is the record's: both ends of it are read on the clock of Postgres.
-    """
-    now, trace.began = trace.began, received - max(claim.queue_wait_s, 0.0)
+    """Describe the call that was just claimed; ``received`` is on the trace's clock."""
+    now, trace.began = trace.began, queued_at(claim.queue_wait_s, received, trace.began)
     trace.attributes = {
         CALL_ID: claim.id,
         RUN_ID: claim.run_id,
@@ -41,6 +38,15 @@ def begin(trace: Trace, claim: Claim, received: float) -> None:
     }
     trace.step("queue wait", began=trace.began).ended = received
     trace.step("claim", began=received).ended = now
+
+
+def queued_at(wait_s: float, received: float, claimed: float) -> float:
+    """Return when a call was queued, on the clock that read when it was received and claimed.
+
+    Its wait is the record's, whose clock stopped while it was claimed: counted back from when it
+    was received, a slow claim would have it queued before the request that queued it.
+    """
+    return min(received, claimed - max(wait_s, 0.0))
 
 
 def asking(trace: Trace, method: str, name: str, session: Session) -> Step:

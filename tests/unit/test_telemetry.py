@@ -21,6 +21,7 @@ from registry.telemetry_sampling import Sampler
 from registry.telemetry_spans import Span, in_order
 from registry.trace import parent_of
 from tests.requirements import requirement
+from workers.tracing import queued_at
 
 pytestmark = pytest.mark.anyio
 
@@ -86,6 +87,17 @@ def test_steps_are_children_of_the_first_and_that_of_the_callers() -> None:
     assert (borrow.start_s, borrow.end_s) == (1_000_100.0, 1_000_100.25)
     assert borrow.attributes == {"toolfleet.tenant": "acme"}
     assert told == (TRACE, borrow.span_id, True)
+
+
+@requirement("traces:connected")
+@pytest.mark.parametrize(
+    ("received", "claimed", "since"),
+    [(103.0, 103.5, 100.5), (101.0, 103.5, 100.5), (100.2, 103.5, 100.2)],
+)
+def test_a_call_was_queued_neither_before_its_record_nor_after_it_was_received(
+    received: float, claimed: float, since: float
+) -> None:
+    assert queued_at(3.0, received, claimed) == since
 
 
 @requirement("traces:sampled-once")
