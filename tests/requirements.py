@@ -1636,6 +1636,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "Whoever changes many calls at once waits for nobody who waits for it, or tries again.",
     ),
     "calls:claimed-once": ("design 4, step 4", "A call is claimed by one worker at a time."),
+    "calls:depth-costs-nothing": (
+        "own decision",
+        "What a claim reads does not depend on how many calls are queued.",
+    ),
     "calls:never-claimed": (
         "design 4, Stop",
         "A stopped call, one past its deadline or of a cancelled run is never claimed.",

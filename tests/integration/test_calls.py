@@ -9,14 +9,16 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final, LiteralString
 
+import psycopg
 import pytest
+from psycopg.rows import dict_row
 from sqlalchemy import text
 
 from registry import calls, leases, runs
 from registry.calls import TRANSITIONS, CallState, Claim, Ending, StopAnswer, Submitted
-from registry.database import Database
+from registry.database import STATEMENT_OPTIONS, Database
 from registry.definitions import Delivery
 from registry.errors import Code, FleetError
 from tests.ledger import WORKER, Ledger, start
@@ -26,6 +28,8 @@ from tests.waiting import until
 pytestmark = pytest.mark.anyio
 
 ENDINGS = sorted(TRANSITIONS[CallState.RUNNING])
+PLANS_TRIED: Final = 8
+"""How often a statement is run before Postgres keeps its plan."""
 NOT_ENDINGS = sorted(set(CallState) - TRANSITIONS[CallState.RUNNING])
 
 
@@ -230,6 +234,51 @@ async def test_a_claim_says_what_the_attempt_needs(ledger: Ledger) -> None:
     assert (claim.fence, claim.attempts, claim.traceparent) == (1, 1, "00-trace")
     assert 0 < claim.remaining_s <= 60
     assert claim.queue_wait_s >= 0
+
+
+class Counting:
+    """A door to the registry, as `Database.statement` is one, that counts the calls it reads."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self.read = 0
+
+    async def statement(self, sql: LiteralString, **values: Any) -> list[dict[str, Any]]:
+        async with self._connection.transaction():
+            cursor = await self._connection.execute(sql, values)
+            rows = await cursor.fetchall()
+            counted = await self._connection.execute(
+                "SELECT seq_tup_read + idx_tup_fetch AS calls FROM pg_stat_xact_user_tables"
+                " WHERE relname = 'calls'"
+            )
+            (self.read,) = [int(row["calls"]) for row in await counted.fetchall()]
+        return rows
+
+
+@pytest.fixture
+async def counting(database_url: str) -> AsyncIterator[Counting]:
+    async with await psycopg.AsyncConnection.connect(
+        database_url,
+        autocommit=True,
+        row_factory=dict_row,
+        prepare_threshold=0,
+        options=STATEMENT_OPTIONS,
+    ) as connection:
+        yield Counting(connection)
+
+
+@requirement("calls:depth-costs-nothing")
+async def test_a_claim_reads_no_more_calls_however_many_are_queued(
+    ledger: Ledger, counting: Counting
+) -> None:
+    for _ in range(PLANS_TRIED):
+        (claim,) = await calls.claim(counting, WORKER, [await ledger.submit()])  # type: ignore[arg-type] - a door as good
+        assert claim is not None
+    alone = counting.read
+    queued = await asyncio.gather(*(ledger.submit() for _ in range(200)))
+    (claim,) = await calls.claim(counting, WORKER, queued[:1])  # type: ignore[arg-type] - as above
+    assert claim is not None
+    assert counting.read <= alone + 10  # rows of before that nobody has removed yet
 
 
 # -- finish
