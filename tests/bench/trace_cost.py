@@ -2,7 +2,7 @@
 
 ``make trace-bench`` prints it. There is a fleet for each manner, all up at once, and each round has
 every one of them drain a deep queue of real stdio calls, and answer 16 callers over HTTP. Rounds
-are short and the order turns from one to the next, so that whatever else goes on meets all alike.
+are short and each has its own order, so that whatever else goes on meets all alike.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import random
 import signal
 import statistics
 import sys
@@ -124,6 +125,10 @@ def report(measured: dict[str, Measured]) -> None:
             f"{statistics.median(it.p50):.2f}",
         )
         print(f"{name:28}" + "".join(f"{it:>11}" for it in figures))
+    print("by round, calls/s: deep queue, HTTP")
+    for name, it in measured.items():
+        rounds = [f"{d:,.0f} {c:,.0f}" for d, c in zip(it.drained, it.called, strict=True)]
+        print(f"{name:28}" + "".join(f"{pair:>11}" for pair in rounds))
     print(f"goal: the default at {GOAL:.0%} or more of what there is with {NOTHING}")
 
 
@@ -151,8 +156,8 @@ async def main() -> None:
         measured = {name: Measured() for name in rigs}
         names = list(rigs)
         for number in range(options.rounds + 1):
-            at = number % len(names)
-            for name in names[at:] + names[:at]:
+            order = random.Random(number)
+            for name in order.sample(names, len(names)):
                 into = measured[name] if number else Measured()  # the first is to warm up
                 await drain(rigs[name], options.deep, into)
                 await call(rigs[name], into)
