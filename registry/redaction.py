@@ -27,7 +27,8 @@ _LONGEST_EMBEDDED: Final = 1_000_000
 """Characters of JSON within a text that are read as JSON; what is longer is read as text."""
 _WORTH: Final = re.compile("[0-9@:=%_-]|earer|EARER|eyJ|A(?:KIA|SIA|BIA|CCA|Iza)")
 _MOMENT: Final = re.compile(
-    r"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9](?:[T ][0-9:.]{5,18}(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+    r"(?:19|20)[0-9]{2}-[01][0-9]-[0-3][0-9]"
+    r"(?:[T ][0-2][0-9]:[0-5][0-9](?::[0-6][0-9](?:\.[0-9]{1,9})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
 _TELLS_IN_NAME: Final = re.compile("[0-9@:=]")
 _LONGEST_WORD: Final = 20  # characters that are no token yet

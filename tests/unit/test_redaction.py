@@ -31,6 +31,8 @@ JSON = st.recursive(
         ("write to jane.doe+x@example.co.uk now", "write to [email] now"),
         ("card 4111 1111 1111 1111.", "card [card]."),
         ("card 4111-1111-1111-1111", "card [card]"),
+        ("2024-01-01 4111111111111111", "2024-01-01 [card]"),
+        ("2026-03-01 10.20.30.40", "2026-03-01 [ip]"),
         ("amex 378282246310005", "amex [card]"),
         ("ssn 078-05-1120", "ssn [ssn]"),
         ("iban DE89 3704 0044 0532 0130 00 ok", "iban [iban] ok"),
