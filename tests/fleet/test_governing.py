@@ -168,7 +168,7 @@ async def test_an_exported_registry_is_applied_to_an_empty_fleet_and_exported_al
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     await operator.types("registry", "export", "-o", str(first))
     assert first.stat().st_mode & 0o077 == 0
-    async with running(tmp_path / "other") as elsewhere:
+    async with running(tmp_path) as elsewhere:
         other = Operator(elsewhere, tmp_path)
         plan = await other.types("registry", "apply", str(first), "--dry-run")
         assert "+ add server crm-kept" in plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,13 +59,29 @@ class RedisWithUsers(EmbeddedRedis):
         return path
 
 
-@pytest.fixture(scope="module")
-async def redis(anyio_backend: str, folder: Path) -> AsyncIterator[RedisWithUsers]:
+@asynccontextmanager
+async def with_users(folder: Path) -> AsyncIterator[RedisWithUsers]:
+    """Run a Redis with new users in a folder."""
     make_secrets(folder / "secrets")
     redis = RedisWithUsers(folder, folder / "secrets" / "redis_users.acl")
     await redis.start()
     yield redis
     await redis.stop()
+
+
+@pytest.fixture(scope="module")
+async def redis(anyio_backend: str, folder: Path) -> AsyncIterator[RedisWithUsers]:
+    """The Redis of the fleet: what it refuses is refused to our parts."""
+    async with with_users(folder) as redis:
+        yield redis
+
+
+@pytest.fixture(scope="module")
+async def other_redis(anyio_backend: str, folder: Path) -> AsyncIterator[RedisWithUsers]:
+    """A Redis with the same kinds of users, and no fleet."""
+    (folder / "other").mkdir()
+    async with with_users(folder / "other") as redis:
+        yield redis
 
 
 @pytest.fixture(scope="module")
@@ -130,17 +147,17 @@ async def test_calls_stops_limits_breakers_and_flower_need_no_other_rights(
 @pytest.mark.parametrize("user", [*ROLES, "orchestrator", "scaler"])
 @requirement("containers:redis-users")
 async def test_nobody_may_change_redis_or_look_at_what_is_not_theirs(
-    redis: RedisWithUsers, user: str
+    other_redis: RedisWithUsers, user: str
 ) -> None:
-    async with Redis.from_url(url_of(redis, user), protocol=2) as client:
+    async with Redis.from_url(url_of(other_redis, user), protocol=2) as client:
         for command in FORBIDDEN:
             with pytest.raises(NoPermissionError):
                 await client.execute_command(*command)
 
 
 @requirement("containers:redis-users")
-async def test_what_scales_workers_may_count_a_queue(redis: RedisWithUsers) -> None:
-    async with Redis.from_url(url_of(redis, "scaler"), protocol=2) as client:
+async def test_what_scales_workers_may_count_a_queue(other_redis: RedisWithUsers) -> None:
+    async with Redis.from_url(url_of(other_redis, "scaler"), protocol=2) as client:
         counting = "return redis.call('type', KEYS[1]).ok == 'none' and redis.call('llen', KEYS[1])"
         assert await client.eval(counting, 1, "mcp.local") == 0
         with pytest.raises(NoPermissionError):
