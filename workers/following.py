@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -24,7 +24,7 @@ from workers.figures import Figures
 from workers.pool import SessionKey
 from workers.quota import Quotas
 from workers.refresh import refresh, refresh_offerings
-from workers.versions import ServedVersion, Versions
+from workers.versions import ServedVersion, Versions, places_of
 from workers.watching import SHORTEST_S
 
 logger = logging.getLogger("toolfleet.worker")
@@ -44,6 +44,8 @@ class Following:
         figures: Figures,
         background: Background,
     ) -> None:
+        self.resize: Callable[[int], None] | None = None
+        """Has the process take so many calls at once; set by who made the process."""
         self._server = server
         self._database = database
         self._versions = versions
@@ -98,6 +100,8 @@ class Following:
         followed = await catalog.followed(self._database, self._server)
         self._followed = frozenset(version.id for version in followed)
         self._current = followed[0].id
+        if self.resize is not None:
+            self.resize(places_of(followed))
         await self._versions.let_go(but=self._followed)
         made = [(version, await self._served_or_noted(version)) for version in followed]
         current = [(version, served) for version, served in made if served is not None]

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import os
 import socket
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 from registry import catalog
 from registry.database import Database
@@ -17,6 +18,7 @@ from workers.celery_app import STEWARD_QUEUE, app, fleet_queue
 from workers.runtime import WorkerRuntime
 from workers.scrub import set_up_logging
 from workers.steward import StewardRuntime
+from workers.versions import places_of
 
 STEWARD_CONCURRENCY: Final = 200
 GC_THRESHOLDS: Final = (10_000, 20, 20)
@@ -32,30 +34,39 @@ def run_worker(server: str) -> int:
 
     async def find() -> int:
         try:
-            version = await catalog.get_server(database, server)
-            pool = version.definition.pool
-            return pool.max_size * pool.calls_per_session
+            return places_of([await catalog.get_server(database, server)])
         finally:
             await database.close()
 
-    # Claims and records of some calls overlap with the sessions of others; so a worker takes a
-    # few calls more than it has sessions, and a session never waits for a commit.
-    concurrency = asyncio.run(find())
-    concurrency += max(1, min(concurrency, 4))
-    return _run(server, queue_name(server), concurrency, WorkerRuntime(server, settings))
+    places = asyncio.run(find())
+    runtime = WorkerRuntime(server, settings)
+    worker = _make(server, queue_name(server), places, runtime)
+    runtime.following.resize = partial(_resize, worker)
+    return _run(worker)
 
 
 def run_steward() -> int:
     """Run the steward until a signal; return the exit status."""
-    settings = get_settings()
-    return _run("steward", STEWARD_QUEUE, STEWARD_CONCURRENCY, StewardRuntime(settings))
+    residents = StewardRuntime(get_settings())
+    return _run(_make("steward", STEWARD_QUEUE, STEWARD_CONCURRENCY, residents))
 
 
-def _run(role: str, queue: str, concurrency: int, residents: Residents) -> int:
+def _resize(worker: Any, places: int) -> None:
+    """Have a worker take so many calls at once from the next turn of its hub on.
+
+    As Celery's own `pool_grow` does; one whose consumer does not run yet is left as it is.
+    """
+    more = places - worker.pool.limit
+    if more and worker.consumer.qos is not None:
+        worker.pool.limit = places
+        worker.consumer._update_prefetch_count(more)
+
+
+def _make(role: str, queue: str, concurrency: int, residents: Residents) -> Any:
     set_up_logging()
     app.conf.task_queues = [fleet_queue(queue)]
     AsyncioPool.residents = residents
-    worker = app.Worker(
+    return app.Worker(
         hostname=f"{role}-{os.getpid()}@{socket.gethostname()}",
         pool_cls=AsyncioPool,
         concurrency=concurrency,
@@ -65,6 +76,9 @@ def _run(role: str, queue: str, concurrency: int, residents: Residents) -> int:
         without_mingle=True,
         quiet=True,
     )
+
+
+def _run(worker: Any) -> int:
     # What importing left behind lives as long as the process: collecting it again and again, with
     # every call waiting, finds nothing.
     gc.collect()

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Container, Coroutine
+from collections.abc import Callable, Container, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from registry.calls import Claim
+from registry.catalog import ServerVersion
 from registry.definitions import Delivery, ServerDefinition
 from workers.breaker import Breaker
 from workers.census import Census, outgrown
@@ -32,6 +33,20 @@ logger = logging.getLogger("toolfleet.worker")
 UNUSED_S: Final = 600.0
 CLOSE_LIMIT_S: Final = 20.0
 """For all of them: a pool takes 16 s at most, and the worker has 30 s for all that it closes."""
+
+
+SPARE_PLACES: Final = 4
+
+
+def places_of(versions: Iterable[ServerVersion]) -> int:
+    """Return how many calls at once a worker takes: as many as its server's sessions, and some.
+
+    Claims and records of some calls overlap with the sessions of others, so that a session never
+    waits for a commit.
+    """
+    pools = [version.definition.pool for version in versions]
+    sessions = max(pool.max_size * pool.calls_per_session for pool in pools)
+    return sessions + min(sessions, SPARE_PLACES)
 
 
 @dataclass(frozen=True)

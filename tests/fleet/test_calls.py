@@ -273,3 +273,25 @@ async def test_the_metrics_show_a_workers_waits_sessions_processes_and_files(fle
     assert seen["zombies"] == 0
     assert abs(seen["open_fds"] - worker.num_fds()) < 20
     assert seen["children_open_fds"] >= 3
+
+
+# -- growth
+
+
+@requirement("pool:resizes")
+async def test_the_worker_that_runs_takes_as_many_calls_as_a_new_version_has_sessions(
+    fleet: Fleet,
+) -> None:
+    small = fleet.sleeper("growing", pool={"min_idle": 1, "max_size": 1})
+    await fleet.serve(small)
+    larger = {**small, "version": "larger", "pool": {"min_idle": 1, "max_size": 12}}
+    before = fleet.worker("growing").pid
+    answer = await fleet.http.post("/v1/servers/growing/versions", json=larger)
+    assert answer.status_code == 201, answer.text
+    await until(lambda: fleet.fresh("growing"))
+    run = await fleet.run()
+    tokens = [f"token {number}" for number in range(10)]
+    ids = [await fleet.submit(run, "growing_sleep", seconds=30, token=it) for it in tokens]
+    await fleet.journal("growing").saw("started", *tokens)
+    assert fleet.worker("growing").pid == before
+    assert {await fleet.cancel(call_id) for call_id in ids} == {"stop_requested"}
