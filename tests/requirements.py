@@ -1493,6 +1493,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "What a dead worker held is not shown; what it counted is, until it is forgotten.",
     ),
+    "metrics:borrow-in-vain": (
+        "guide",
+        "Borrow wait counts the waits that were in vain too: they are the longest.",
+    ),
     "metrics:end-to-end": (
         "guide",
         (

@@ -399,6 +399,8 @@ async def _key(served: ServedVersion, claim: Claim, patience_s: float) -> Sessio
 def _failed(worker: WorkerRuntime, attempt: Attempt, error: FleetError) -> Ending:
     if error.code is Code.RESULT_BLOCKED:
         _note(worker, attempt, error.details["findings"])
+    if error.code is Code.POOL_TIMEOUT:  # the longest waits are those that were in vain
+        worker.figures.borrow_wait.observe(error.retry_after_s or 0.0)
     return failed(attempt, error, most_attempts=worker.settings.max_attempts)
 
 

@@ -23,6 +23,7 @@ from workers.mark import marked
 pytestmark = pytest.mark.anyio
 
 MODERN, LEGACY = "2026-07-28", "2025-11-25"
+STOPPED = {"stop_requested", "stopped_before_dispatch"}
 
 
 @pytest.fixture(scope="module")
@@ -295,3 +296,20 @@ async def test_the_worker_that_runs_takes_as_many_calls_as_a_new_version_has_ses
     await fleet.journal("growing").saw("started", *tokens)
     assert fleet.worker("growing").pid == before
     assert {await fleet.cancel(call_id) for call_id in ids} == {"stop_requested"}
+
+
+@requirement("metrics:borrow-in-vain")
+async def test_a_wait_for_a_session_in_vain_is_counted_as_well(fleet: Fleet) -> None:
+    one = {"min_idle": 1, "max_size": 1, "borrow_timeout_s": 0.2}
+    await fleet.serve(fleet.sleeper("scarce", pool=one))
+    run = await fleet.run()
+    holder = await fleet.submit(run, "scarce_sleep", seconds=30, token="holder")
+    await fleet.journal("scarce").saw("started", "holder")
+    waiting = await fleet.submit(run, "scarce_sleep", seconds=0, token="waiting")
+
+    async def counted() -> bool:
+        seen = await figures(fleet, "scarce")
+        return seen.get("borrow_wait_seconds_count", 0) >= 2  # the holder's is one
+
+    await until(counted)
+    assert {await fleet.cancel(it) for it in (holder, waiting)} <= STOPPED
