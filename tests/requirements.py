@@ -1786,7 +1786,7 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "traces:kept": (
         "guide",
-        "The newest traces are kept without a collector, so many of them and for so long.",
+        "The newest traces are kept without a collector: so many of them, for so long, so large.",
     ),
     "traces:exported": (
         "guide",

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.anyio
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{CALLER}-01"
+KEPT = "toolfleet:{traces}"
 
 
 @pytest.fixture
@@ -114,9 +115,62 @@ async def test_of_all_traces_the_newest_are_kept_and_no_longer_than_their_time(
         await outlet.close()
         found = [len(await kept.of(trace.trace_id)) for trace in traces]
         assert found == [0, 1, 1]
-        assert len(await redis.keys("*")) == 3
+        assert len(await redis.keys("*")) == 4
         lasting = [await redis.ttl(key) for key in await redis.keys("*")]
         assert all(0 < it <= 60 for it in lasting)
+
+
+async def bytes_kept(redis: Redis) -> int:
+    """Return how many bytes the parts of all traces have."""
+    lists = [key for key in await redis.keys("*") if await redis.type(key) == b"list"]
+    return sum([sum(map(len, await redis.lrange(key, 0, -1))) for key in lists])
+
+
+@requirement("traces:kept")
+async def test_the_oldest_traces_go_until_all_have_no_more_than_so_many_bytes(
+    redis_url: str,
+) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        kept = KeptTraces(redis, most_bytes=1_000)
+        await kept.keep([(name, b"x" * 300) for name in "abc"])
+        assert await bytes_kept(redis) == 900
+        await kept.keep([("c", b"x" * 50), ("d", b"x" * 500)])
+        assert await bytes_kept(redis) == 850
+        assert [await redis.exists(f"{KEPT}:{name}") for name in "abcd"] == [0, 0, 1, 1]
+        for number in range(250):
+            await kept.keep([(str(number), b"x" * 300)])
+        assert await bytes_kept(redis) == 900
+        # So has what is noted of them.
+        assert await redis.hlen(f"{KEPT}:bytes") == 4
+        assert await redis.zcard(KEPT) == 3
+
+
+@requirement("traces:kept")
+async def test_of_one_trace_the_newest_parts_are_kept_and_no_more_than_so_many_bytes(
+    redis_url: str,
+) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        kept = KeptTraces(redis, most_bytes=2_000, most_bytes_of_one=1_000)
+        await kept.keep([("other", b"x" * 900)])
+        await kept.keep([(TRACE, b"%d" % number * 300) for number in range(9)])
+        await kept.keep([(TRACE, b"x" * 1_001)])
+        parts = await redis.lrange(f"{KEPT}:{TRACE}", 0, -1)
+        assert [part[:1] for part in parts] == [b"6", b"7", b"8"]
+        assert await bytes_kept(redis) == 1_800
+
+
+@requirement("traces:kept")
+async def test_traces_that_are_past_their_time_take_no_room_from_others(redis_url: str) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        kept = KeptTraces(redis, lifetime_s=60, most_bytes=1_000)
+        for _ in range(5):
+            await kept.keep([(name, b"x" * 450) for name in "ab"])
+            for name in "ab":
+                await redis.pexpire(f"{KEPT}:{name}", 0)
+            await kept.keep([("b", b"x" * 450), ("c", b"x" * 450)])
+            assert await bytes_kept(redis) == 900
+            for name in "bc":
+                await redis.pexpire(f"{KEPT}:{name}", 0)
 
 
 @requirement("traces:kept")
