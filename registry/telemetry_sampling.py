@@ -29,8 +29,9 @@ class Sampler:
     ) -> None:
         self.slow_s = slow_s
         self._below = round(ratio * (1 << _RATIO_BITS))
-        self._new = Allowance(most_per_s, most_per_s, clock)
-        self._spare = Allowance(most_per_s, most_per_s, clock)
+        most = max(1.0, most_per_s) if most_per_s else 0.0  # one in ten seconds is one at a time
+        self._new = Allowance(most_per_s, most, clock)
+        self._spare = Allowance(most_per_s, most, clock)
 
     def wants(self, trace_id: str) -> bool:
         """Say whether a trace that begins here is recorded."""

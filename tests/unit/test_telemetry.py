@@ -141,6 +141,22 @@ def test_no_more_than_so_many_new_traces_a_second_are_recorded() -> None:
     assert sum(made.begin("call").sampled for _ in range(20)) == 2
 
 
+@requirement("traces:cheap")
+@pytest.mark.parametrize(("per_s", "recorded"), [(0.5, 4), (1.0, 7), (0.0, 0)])
+def test_less_than_one_trace_a_second_is_recorded_every_few_seconds(
+    per_s: float, recorded: int
+) -> None:
+    clock = Clock()
+    made, shelf = tracer(1.0, per_s, clock=clock)
+    for _ in range(7):
+        assert sum(made.begin("call").sampled for _ in range(5)) <= 1
+        failed = made.begin("failed", traceparent=NOT_SAMPLED)
+        failed.error = "call_timeout"
+        made.end(failed)
+        clock.now += 1
+    assert len(shelf.spans) == recorded
+
+
 @requirement("traces:failures-kept")
 def test_what_failed_or_was_slow_is_kept_in_a_trace_that_is_not_recorded() -> None:
     clock = Clock()
