@@ -11,6 +11,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from typing import Any, Final, Generic, LiteralString, TypeVar
 
 import psycopg
@@ -167,7 +168,8 @@ class GroupCommit(Generic[Item, Outcome]):
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._writer is None:
-            self._writer = asyncio.create_task(self._drain())
+            # It writes for others too: what it logs is not about the call that came first.
+            self._writer = asyncio.create_task(self._drain(), context=Context())
         return await future
 
     async def _drain(self) -> None:

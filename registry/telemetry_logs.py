@@ -1,7 +1,8 @@
 """What a line of a process's log is: text for people, or JSON, with the ids of its call.
 
 The standard library's loggers write it, whoever they belong to. What is told of a call has the ids
-of its trace, the call and its run, wherever in the code it is told (`registry.telemetry.current`).
+of its trace, the call and its run, wherever in the code it is told (`registry.telemetry.current`),
+until the call is over.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def formatter(form: Literal["pretty", "json"], clean: Callable[[str], str]) -> l
 
 def _with_ids(_logger: Any, _method: str, line: _Line) -> _Line:
     trace = current()
-    if trace is not None:
+    if trace is not None and not trace.closed:  # what outlives a call may have its context
         line["trace"] = trace.trace_id
         for attribute, name in _IDS.items():
             if attribute in trace.attributes:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Final
 
 logger = logging.getLogger("toolfleet.traces")
@@ -54,7 +55,7 @@ class Outlet:
             return
         self._held.append((trace_id, part))
         if self._due is None and self._delivering is None:
-            self._due = asyncio.get_running_loop().call_later(self._every_s, self._leave)
+            self._leave_later()
 
     async def close(self) -> None:
         """Deliver what is left, within a few seconds, and take no more."""
@@ -73,6 +74,12 @@ class Outlet:
         if self._ends is not None:
             await self._ends()
 
+    def _leave_later(self) -> None:
+        # Not in the context of the call whose part came first: parts of others go along.
+        self._due = asyncio.get_running_loop().call_later(
+            self._every_s, self._leave, context=Context()
+        )
+
     def _leave(self) -> None:
         self._due = None
         self._delivering = asyncio.get_running_loop().create_task(self._flush())
@@ -81,7 +88,7 @@ class Outlet:
     def _left(self, _: asyncio.Task[None]) -> None:
         self._delivering = None
         if self._held:
-            self._due = asyncio.get_running_loop().call_later(self._every_s, self._leave)
+            self._leave_later()
 
     async def _flush(self) -> None:
         parts, self._held = self._held, []

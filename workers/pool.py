@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeVar
@@ -472,7 +473,7 @@ class SessionPool(Generic[S]):
         if self._sweeper is not None:
             self._sweeper.cancel()
         self._sweep_at = at
-        self._sweeper = loop.call_at(at, self.sweep)
+        self._sweeper = loop.call_at(at, self.sweep, context=Context())
 
     def sweep(self) -> None:
         """Close what is old, reopen what is missing, report what is held for too long.
@@ -504,7 +505,10 @@ class SessionPool(Generic[S]):
         self._give_back(entry)
 
     def _start(self, work: Any) -> asyncio.Task[None]:
-        task: asyncio.Task[None] = asyncio.create_task(work, name=f"pool of {self.server}")
+        # A session outlives the call that it was opened for, whose ids its logs would have.
+        task: asyncio.Task[None] = asyncio.create_task(
+            work, name=f"pool of {self.server}", context=Context()
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Container, Coroutine, Iterable
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -130,7 +131,10 @@ class Versions:
         if served is None:
             making = self._making.get(version_id)
             if making is None:
-                making = self._making[version_id] = asyncio.create_task(self._made(version_id))
+                making = self._making[version_id] = asyncio.create_task(
+                    self._made(version_id),
+                    context=Context(),  # it outlives the call that asks
+                )
                 making.add_done_callback(lambda _: self._making.pop(version_id))
             served = await asyncio.shield(making)
         self._asked_at[version_id] = self._clock()

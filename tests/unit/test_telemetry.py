@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from registry.database import GroupCommit
+from registry.definitions import PoolDefinition
 from registry.discretion import DiscreetFormatter
 from registry.errors import Code, FleetError
 from registry.telemetry import CALL_ID, MOST_STEPS, RUN_ID, Kind, Trace, Tracer, current, work_on
@@ -21,6 +23,9 @@ from registry.telemetry_sampling import Sampler
 from registry.telemetry_spans import Span, in_order
 from registry.trace import parent_of
 from tests.requirements import requirement
+from tests.unit.test_pool import FakeSession
+from tests.waiting import until
+from workers.pool import SessionKey, SessionPool
 from workers.tracing import queued_at
 
 pytestmark = pytest.mark.anyio
@@ -340,6 +345,45 @@ async def test_what_a_call_starts_logs_its_ids_and_its_neighbours_do_not() -> No
         return await asyncio.create_task(seen())
 
     assert await asyncio.gather(call(), seen()) == [TRACE, None]
+
+
+@requirement("logs:carry-ids")
+async def test_a_line_about_what_goes_on_after_a_call_has_no_ids_of_it() -> None:
+    made, _ = tracer()
+    trace = working_on_a_call()
+    made.end(trace)
+    assert "a-call" not in DiscreetFormatter().format(record(msg="it goes on"))
+
+
+@requirement("logs:carry-ids")
+async def test_what_works_for_many_calls_names_none_of_them() -> None:
+    lines: list[str] = []
+
+    def log() -> None:
+        lines.append(DiscreetFormatter().format(record(msg="at work")))
+
+    async def write(items: Sequence[int]) -> Sequence[int]:
+        log()
+        return items
+
+    async def deliver(_: Sequence[Part]) -> None:
+        log()
+
+    async def open_session(key: SessionKey) -> FakeSession:
+        log()
+        return FakeSession(key, 0)
+
+    working_on_a_call()
+    await GroupCommit(write).add(1)
+    outlet = Outlet("a test", deliver, every_s=0.0)
+    outlet.put(TRACE, b"part")
+    await until(lambda: outlet.counts["delivered"])
+    pool = SessionPool("crm", PoolDefinition(min_idle=0), open_session)
+    async with pool.borrow(SessionKey(1), 5.0):
+        pass
+    await pool.close()
+    assert len(lines) == 3
+    assert not [line for line in lines if "a-call" in line]
 
 
 @requirement("secrets:log")
