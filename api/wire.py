@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
@@ -32,12 +32,24 @@ _WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,9})"?')
 _LONGEST_KEY: Final = 255
 _LONGEST_LIFE_S: Final = timedelta(days=3650).total_seconds()
 _DEEPEST: Final = 64
+_DATED: Final = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]", re.ASCII)
 
 Label = Annotated[
     str, StringConstraints(min_length=1, max_length=_LONGEST_KEY, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
 
 Reason = Annotated[str, StringConstraints(max_length=1000, pattern=r"^[^\x00]*$")]
+
+
+def _no_number(value: Any) -> Any:
+    # Pydantic takes seconds since 1970 as well, in any way that a float is written.
+    if not (isinstance(value, str) and _DATED.match(value)):
+        raise ValueError("is no date and time with its offset, as RFC 3339 writes them")
+    return value
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_no_number)]
+"""An instant in a query, written as text."""
 
 
 class StrictBody(BaseModel):

@@ -133,8 +133,19 @@ async def test_cef_is_escaped_as_it_is_defined(audited: Audited) -> None:
 async def test_an_export_since_has_no_older_events(audited: Audited) -> None:
     query = {"format": "cef", "since": _ago(hours=-1)}
     assert (await audited.api.http.get("/v1/audit/export", params=query)).text == ""
-    wrong = await audited.api.http.get("/v1/audit/export", params={"since": "yesterday"})
-    assert problem_of(wrong)["details"]["problems"][0]["path"] == "query.since"
+
+
+@requirement("audit:cef")
+@pytest.mark.parametrize(
+    "since", ["yesterday", "1767225600", "-1.1e-308", "2026-01-01", "2026-01-01T00:00:00"]
+)
+async def test_an_instant_is_a_date_and_time_with_its_offset_and_no_number(
+    audited: Audited, since: str
+) -> None:
+    wrong = await audited.api.http.get("/v1/audit/export", params={"since": since})
+    problem = problem_of(wrong)
+    assert (problem["status"], problem["code"]) == (422, "invalid_request")
+    assert problem["details"]["problems"][0]["path"] == "query.since"
 
 
 def _ago(**how_long: int) -> str:
