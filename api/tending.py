@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 from starlette.responses import Response
 
 from api import shown
@@ -31,12 +31,18 @@ _Version = Annotated[
     str | None,
     Query(max_length=64, pattern=r"^[^\x00]*$", description="Another than the served version"),
 ]
+_ONLY_OPEN_FOR_A_TIME: Final[dict[str, JsonValue]] = {
+    "if": {"properties": {"state": {"const": "closed"}}},
+    "then": {"properties": {"for_s": {"type": "null"}}},
+}
 
 router = APIRouter(prefix="/v1", route_class=StrictRoute, responses=PROBLEMS)
 
 
 class ForceBreaker(StrictBody):
     """What becomes of a breaker: open for some seconds (300), or closed at once."""
+
+    model_config = ConfigDict(json_schema_extra=_ONLY_OPEN_FOR_A_TIME)
 
     state: Literal["open", "closed"]
     for_s: float | None = Field(default=None, gt=0, le=DAY_S)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
+import jsonschema_rs
 import pytest
 from typer.testing import CliRunner
 
@@ -94,6 +95,24 @@ async def test_what_cannot_be_forced_is_refused_by_what_is_wrong(api: Api) -> No
         problem = problem_of(await api.http.post(f"/v1/servers/{server}/breaker", json=body))
         paths = [it["path"] for it in problem.get("details", {}).get("problems", ())]
         assert wrong in (problem["code"], *paths), body
+
+
+@requirement("contract:kept")
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"state": "open"}, {"state": "open", "for_s": None}, {"state": "open", "for_s": 5},
+        {"state": "closed"}, {"state": "closed", "for_s": None}, {"state": "closed", "for_s": 5},
+    ],
+)  # fmt: skip
+async def test_the_document_takes_what_is_taken_a_time_for_an_opened_breaker_alone(
+    api: Api, body: dict[str, Any]
+) -> None:
+    await api.serve()
+    document = (await api.http.get("/openapi.json")).json()
+    schema = document["components"]["schemas"]["ForceBreaker"]
+    answer = await api.http.post("/v1/servers/demo/breaker", json=body)
+    assert jsonschema_rs.is_valid(schema, body) == (answer.status_code == 200)
 
 
 @requirement("tending:nothing-pretended")
