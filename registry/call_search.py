@@ -49,11 +49,13 @@ _THOSE_STANDING: Final = f"""
     WITH it AS MATERIALIZED (SELECT {_COLUMNS} FROM calls it WHERE {_STAND})
     SELECT * FROM it WHERE {_FITS} AND {PLACE} {ORDER} LIMIT {PAGE + 1}
 """  # noqa: S608 - constants
-# By the run's own index whatever the planner thinks: the newest calls may all be of other runs.
+# The run is compared as a part of the place, and not by `=`: only the run's own index has that
+# order. Else the planner may choose that of all calls, the newest of which may be of other runs.
 _OF_RUN: Final = f"""
-    WITH run AS MATERIALIZED (SELECT id, created_at FROM calls WHERE run_id = %(run)s),
-        page AS (SELECT id FROM run WHERE {PLACE} {ORDER} LIMIT {PAGE + 1})
-    SELECT {_COLUMNS} FROM page JOIN calls it USING (id) ORDER BY it.created_at DESC, it.id DESC
+    SELECT {_COLUMNS} FROM calls it
+    WHERE (run_id, created_at, id) < (%(run)s, %(at)s, %(id)s)
+        AND (run_id, created_at, id) >= (%(run)s, %(since)s, '')
+    ORDER BY run_id DESC, created_at DESC, id DESC LIMIT {PAGE + 1}
 """  # noqa: S608 - constants
 _BY_ID: Final = f"""
     SELECT {_COLUMNS} FROM calls it WHERE it.id BETWEEN %(first)s AND %(last)s

@@ -278,6 +278,7 @@ runs = Table(
     CheckConstraint("state IN ('open', 'closed', 'cancelled')", name="state"),
     CheckConstraint("exposure IN ('all', 'search')", name="exposure"),
     Index("ix_runs_newest", "created_at", "id"),
+    Index("ix_runs_open", "expires_at", postgresql_where=text("state = 'open'")),
 )
 
 workers = Table(
@@ -358,7 +359,7 @@ calls = Table(
         "ended_at",
         postgresql_where=text("reply_to IS NOT NULL AND replied_at IS NULL"),
     ),
-    Index("ix_calls_run", "run_id"),
+    Index("ix_calls_run_newest", "run_id", "created_at", "id"),
     Index(
         "ix_calls_unfinished",
         "tenant_id",
