@@ -58,9 +58,14 @@ async def read_usage(database: Database) -> dict[str, Usage]:
             SELECT tenant_id,
                 count(*) FILTER (WHERE state = 'open' AND expires_at > now()) AS open_runs,
                 count(*) FILTER (WHERE created_at >= date_trunc('day', now(), 'UTC')) AS runs_today
-            FROM runs
-            WHERE created_at >= date_trunc('day', now(), 'UTC')
-                OR (state = 'open' AND expires_at > now())
+            FROM (
+                SELECT tenant_id, state, created_at, expires_at FROM runs
+                WHERE created_at >= date_trunc('day', now(), 'UTC')
+                UNION ALL
+                SELECT tenant_id, state, created_at, expires_at FROM runs
+                WHERE state = 'open' AND expires_at > now()
+                    AND created_at < date_trunc('day', now(), 'UTC')
+            ) it
             GROUP BY tenant_id
         )
         SELECT * FROM unfinished FULL JOIN called USING (tenant_id) FULL JOIN ran USING (tenant_id)
