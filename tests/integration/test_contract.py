@@ -19,6 +19,7 @@ import pytest
 from registry import artifacts
 from registry.artifacts import NewArtifact
 from registry.database import Database
+from tests.brokering import Keys
 from tests.requirements import requirement
 from tests.servers.issuer import AUDIENCE, issuing
 from tests.serving import Api, serving
@@ -34,7 +35,7 @@ LAST = ("DELETE /v1/servers/{name}", "PUT /v1/registry", "POST /v1/runs/{run_id}
 
 @asynccontextmanager
 async def fuzzed(
-    database: Database, redis_url: str
+    database: Database, redis_url: str, keys: Keys
 ) -> AsyncIterator[tuple[Api, str, dict[str, str]]]:
     """Run an API that has a little of everything; yield it, an operator's token, and ids."""
     async with (
@@ -44,6 +45,7 @@ async def fuzzed(
             redis_url,
             oidc_issuer=provider.url,
             oidc_audience=AUDIENCE,
+            encryption_keys_file=keys.path,
             outbound_networks=("127.0.0.0/8",),
             max_wait=timedelta(seconds=0.1),
         ) as api,
@@ -102,9 +104,9 @@ async def schemathesis(
 
 @requirement("contract:kept")
 async def test_requests_made_from_the_document_are_answered_as_it_says(
-    database: Database, redis_url: str, tmp_path: Path
+    database: Database, redis_url: str, keys: Keys, tmp_path: Path
 ) -> None:
-    async with fuzzed(database, redis_url) as (api, token, known):
+    async with fuzzed(database, redis_url, keys) as (api, token, known):
         options = ["--phases=fuzzing", "--max-examples=1", "--no-shrink"]
         status, said = await schemathesis(api, token, tmp_path, *options, known=known)
     assert status == 0, said
@@ -116,9 +118,9 @@ async def test_requests_made_from_the_document_are_answered_as_it_says(
 @requirement("contract:kept")
 @pytest.mark.parametrize("objects", ["any", "known"])
 async def test_all_phases_of_schemathesis_find_nothing(
-    database: Database, redis_url: str, tmp_path: Path, objects: str
+    database: Database, redis_url: str, keys: Keys, tmp_path: Path, objects: str
 ) -> None:
-    async with fuzzed(database, redis_url) as (api, token, known):
+    async with fuzzed(database, redis_url, keys) as (api, token, known):
         options = [*ALL]
         if objects == "known":
             options += [f"--exclude-name={name}" for name in LAST]
