@@ -12,10 +12,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from api import app
+from api.attempts import Attempts
 from registry import artifacts
 from registry.artifacts import NewArtifact
 from registry.database import Database
@@ -27,10 +30,17 @@ from tests.serving import Api, serving
 pytestmark = pytest.mark.anyio
 
 CONFIG = Path(__file__).parents[1] / "schemathesis.toml"
+MANY = partial(Attempts, burst=1_000_000)
+"""Schemathesis sends more wrong keys than are answered as such to one address."""
 FUZZ_S = int(os.environ.get("TOOLFLEET_FUZZ_S", "120"))
 ALL = ("--phases=examples,coverage,fuzzing,stateful", f"--max-time={FUZZ_S}")
 LAST = ("DELETE /v1/servers/{name}", "PUT /v1/registry", "POST /v1/runs/{run_id}/close")
 """What would take the known objects away from the others."""
+
+
+@pytest.fixture(autouse=True)
+def _many_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "Attempts", MANY)
 
 
 @asynccontextmanager
