@@ -198,10 +198,14 @@ async def test_calls_wait_for_the_sessions_of_an_undersized_pool(watched: Watche
 
     async def crowd() -> None:
         await asyncio.gather(
-            *(watched.fleet.call(run, "small_sleep", seconds=0.3, token="t") for _ in range(6))
+            *(watched.fleet.call(run, "small_sleep", seconds=0.3, token="t") for _ in range(9))
         )
 
-    await meanwhile(crowd, watched.fires("BorrowWaitHigh", server="small"))
+    async def alerts() -> None:
+        await watched.fires("BorrowWaitHigh", server="small")
+        await watched.fires("QueueWaitHigh", server="small")
+
+    await meanwhile(crowd, alerts())
     waits = await watched.samples("borrow_wait_seconds_bucket", server="small")
     up_to = {it.labels["le"]: it.value for it in waits}
     assert up_to["+Inf"] > up_to["0.2"]
