@@ -99,6 +99,14 @@ def test_runbooks_name_commands_that_there_are() -> None:
         assert not known or rest[0] in known, command
 
 
+@requirement("alerts:runbook")
+def test_a_database_that_is_away_is_told_of_by_the_alert_that_fires_then() -> None:
+    assert "503" in ALERTS["ApiDown"]["annotations"]["runbook"]
+    for said in ALERTS["PartUnreachable"]["annotations"].values():
+        assert "database" not in said
+        assert "Postgres" not in said
+
+
 @pytest.mark.parametrize("name", ALERTS)
 @requirement("alerts:tested")
 def test_there_is_a_case_in_which_an_alert_fires_and_one_in_which_it_does_not(name: str) -> None:
