@@ -104,13 +104,17 @@ def in_words(pool: Pool) -> str:
 
 
 def needs(
-    state: FleetState, findings: Iterable[Finding], gone_s: Mapping[str, float]
+    state: FleetState,
+    findings: Iterable[Finding],
+    gone_s: Mapping[str, float],
+    trends: Mapping[str, Trends],
 ) -> list[Need]:
     """Return what a person has to look at now, the worst first.
 
     ``gone_s`` says of servers without a worker for how long the last one has been gone.
     """
     found = [need for server in state.servers for need in _needs_of(server, gone_s)]
+    found += [need for it in state.servers if it.name in trends for need in _fails(it, trends)]
     waiting = state.unfinished.get("awaiting_approval", 0)
     if waiting:
         found.append(
@@ -160,6 +164,17 @@ def _needs_of(server: Server, gone_s: Mapping[str, float]) -> Iterator[Need]:
             "wait", f"{name}: {server.held} {what} held",
             "Those tools are not offered, and calls of them are refused.",
             "Accept or reject what the server changed.", f"{href}/changes",
+        )  # fmt: skip
+
+
+def _fails(server: Server, trends: Mapping[str, Trends]) -> Iterator[Need]:
+    """Yield the need of a server that is called, and fails too many of its calls."""
+    failed, of = trends[server.name].failing
+    if server.breaker == "closed" and failed > MOST_FAILING * of:
+        yield Need(
+            "bad", f"{server.name}: {failed} of {of} calls failed in {LATELY} min",
+            "Its breaker opens if more do.", "See its last failures, and whether the server is up.",
+            f"/console/servers/{quote(server.name)}",
         )  # fmt: skip
 
 

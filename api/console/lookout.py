@@ -114,7 +114,7 @@ class Lookout:
         gone_s = await overview.workers_gone(database, alone)
         trends = await self._trends.get()
         cards = [_card(server, trends.get(server.name, QUIET)) for server in state.servers]
-        return Glance(state, cards, needs(state, await self._findings.get(), gone_s))
+        return Glance(state, cards, needs(state, await self._findings.get(), gone_s, trends))
 
     async def _read_trends(self) -> dict[str, Trends]:
         beats = await pulse(self._operations.database)

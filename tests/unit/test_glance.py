@@ -85,7 +85,7 @@ def test_what_is_broken_comes_before_what_waits() -> None:
         {"awaiting_approval": 2},
     )
     findings = [Finding("clock", "warning", "is off"), Finding("broker", "ok", "answers")]
-    found = glance.needs(state, findings, {"crm": 30})
+    found = glance.needs(state, findings, {"crm": 30}, {})
     assert [(it.tone, it.title, it.since_s) for it in found] == [
         ("bad", "crm: its breaker is open", 90),
         ("bad", "crm: no worker serves its queue", 30),
@@ -94,6 +94,14 @@ def test_what_is_broken_comes_before_what_waits() -> None:
         ("wait", "Clock", None),
     ]
     assert all(it.advice or it.title == "Clock" for it in found)
+
+
+@requirement("console:needs")
+def test_a_server_that_fails_too_many_of_its_calls_needs_somebody() -> None:
+    state = FleetState([server(pool())], (), {})
+    (failing,) = glance.needs(state, [], {}, {"crm": draw([beat(0, 100, 6)])})
+    assert (failing.tone, failing.title) == ("bad", "crm: 6 of 100 calls failed in 5 min")
+    assert glance.needs(state, [], {}, {"crm": draw([beat(0, 100, 5)])}) == []
 
 
 @requirement("console:pictures")
