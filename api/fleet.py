@@ -81,6 +81,8 @@ class Server:
     """That of its current version, as all workers share it; None while the broker is away."""
     rollout: Rollout | None = None
     """The active one."""
+    canary_breaker: BreakerSnapshot | None = None
+    """That of its canary's version; None without one, and while the broker is away."""
 
     @property
     def name(self) -> str:
@@ -121,10 +123,17 @@ async def read_fleet(operations: Operations) -> FleetState:
     """Return the fleet as it is now; raise `store_unavailable` while the record is away."""
     database = operations.database
     versions = await catalog.list_servers(database)
+    running = {it.server: it for it in await rollouts.active_rollouts(database)}
+    canaries = [
+        canary
+        for name in running
+        for canary in await catalog.followed(database, name)
+        if canary.id == running[name].canary_version_id
+    ]
     away: list[str] = []
     try:
         figures = await operations.client.figures()
-        breakers = await _breakers(operations, versions)
+        breakers = await _breakers(operations, [*versions, *canaries])
     except FleetError:
         figures, breakers, away = {}, {}, ["broker"]
     living = {row["id"]: row for row in await overview.living_workers(database)}
@@ -133,7 +142,7 @@ async def read_fleet(operations: Operations) -> FleetState:
     held: dict[str, int] = {}
     for (server, _), count in (await holds.counts(database)).items():
         held[server] = held.get(server, 0) + count
-    running = {it.server: it for it in await rollouts.active_rollouts(database)}
+    canary_breakers = {it.definition.name: breakers[it.id] for it in canaries if it.id in breakers}
     servers = [
         Server(
             version,
@@ -142,6 +151,7 @@ async def read_fleet(operations: Operations) -> FleetState:
             held.get(version.definition.name, 0),
             breakers.get(version.id),
             running.get(version.definition.name),
+            canary_breakers.get(version.definition.name),
         )
         for version in versions
     ]

@@ -146,6 +146,14 @@ def _needs_of(server: Server, gone_s: Mapping[str, float]) -> Iterator[Need]:
         )  # fmt: skip
     if server.breaker != "closed":
         yield _not_called(server, href)
+    canary = server.canary_breaker
+    if server.rollout is not None and canary is not None and canary.state.value == "open":
+        yield Need(
+            "bad", f"{name}: the breaker of its canary {server.rollout.canary} is open",
+            f"{f'Why: {canary.why}. ' if canary.why else ''}Its tenants' calls fail at once.",
+            f"Roll it back (`toolfleet servers rollout {name} --rollback`), or mend it.",
+            href, canary.open_s,
+        )  # fmt: skip
     if server.version.refresh_error is not None:
         error = server.version.refresh_error
         yield Need(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,6 +16,7 @@ from api.fleet import FleetState, Pool, Server, Worker
 from registry.catalog import ServerVersion
 from registry.definitions import parse_definition
 from registry.pulse import Beat
+from registry.rollouts import Rollout, RolloutPlan, RolloutState
 from tests.requirements import requirement
 from workers.breaker_state import BreakerState
 from workers.client import BreakerSnapshot
@@ -102,6 +104,19 @@ def test_a_server_that_fails_too_many_of_its_calls_needs_somebody() -> None:
     (failing,) = glance.needs(state, [], {}, {"crm": draw([beat(0, 100, 6)])})
     assert (failing.tone, failing.title) == ("bad", "crm: 6 of 100 calls failed in 5 min")
     assert glance.needs(state, [], {}, {"crm": draw([beat(0, 100, 5)])}) == []
+
+
+@requirement("console:needs")
+def test_an_open_breaker_of_a_canary_needs_somebody() -> None:
+    plan = RolloutPlan(version="2")
+    rollout = Rollout(
+        1, "crm", "1", "2", 1, 2, plan, RolloutState.ACTIVE, None, False, None, NOW, None, None
+    )
+    opened = server(pool(), state="open").shared_breaker
+    state = FleetState([replace(server(pool()), rollout=rollout, canary_breaker=opened)], (), {})
+    (need,) = glance.needs(state, [], {}, {})
+    assert (need.tone, need.since_s) == ("bad", 90)
+    assert need.title == "crm: the breaker of its canary 2 is open"
 
 
 @requirement("console:pictures")
