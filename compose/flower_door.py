@@ -5,7 +5,7 @@ showed, and keeps the answer for seconds.
 
 Invariants:
  1. Nothing but Flower's health and its own files answers whom the API does not name an operator, or
-    who does not have the password of `Settings.flower_auth`.
+    who does not have the password of `Settings.flower_auth`, which reads and changes nothing.
  2. Its buttons Terminate and Revoke stop a call as `POST /v1/calls/{id}/cancel` does, in the record
     first and in the operator's name; a revoke of its own would be lost with the worker that got it.
  3. What changes anything is heard from Flower's own pages, or from who shows a key, alone.
@@ -26,6 +26,7 @@ from flower.api.control import TaskRevoke
 from flower.urls import handlers
 from flower.views.auth import LoginHandler, LogoutHandler
 from flower.views.monitor import Healthcheck
+from flower.views.tasks import TasksDataTable
 from tornado.routing import URLSpec
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
@@ -35,6 +36,7 @@ from registry.settings import Settings
 KEPT_FOR_S: Final = 2.0
 ASK_WITHIN_S: Final = 10.0
 _MOST_KEPT: Final = 1024
+_READS_ALONE: Final = "This password reads alone: sign in, or use an operator's key"
 _OPEN: Final = (Healthcheck, StaticFileHandler)
 _HEADERS: Final = {
     "Content-Security-Policy": "frame-ancestors 'none'",
@@ -100,7 +102,7 @@ class Door:
         Raises `HTTPError` with what the API says.
         """
         if not visitor.shown:
-            raise HTTPError(403, "This password reads alone: sign in, or use an operator's key")
+            raise HTTPError(403, _READS_ALONE)
         path = f"/console/session/calls/{quote(call_id, safe='')}/cancel"
         answer = await self._request("POST", path, visitor.shown, data={"csrf": visitor.csrf})
         if not answer.is_success:
@@ -151,6 +153,8 @@ class Guarded(Doored):
         """Let in whom the API names an operator; send people to the sign-in, refuse programs."""
         visitor = await self.door.visitor(self.request.headers)
         if visitor is not None:
+            if not visitor.shown and not self._reads():
+                raise HTTPError(403, _READS_ALONE)
             self.visitor, self.current_user = visitor, visitor.name
             return
         wants_page = "text/html" in self.request.headers.get("Accept", "")
@@ -161,6 +165,10 @@ class Guarded(Doored):
         if "Sec-Fetch-Mode" not in self.request.headers:  # a browser would ask for a password
             self.set_header("WWW-Authenticate", 'Basic realm="Flower"')
         self.finish("Sign in to the console, or show an operator's key as password")
+
+    def _reads(self) -> bool:
+        """Say whether the request changes nothing: the list of tasks is asked for by POST."""
+        return self.request.method in {"GET", "HEAD"} or isinstance(self, TasksDataTable)
 
     def set_default_headers(self) -> None:
         """Let no other page frame this one, nor any cache keep it."""

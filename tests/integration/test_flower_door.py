@@ -7,11 +7,17 @@ from collections.abc import AsyncIterator
 
 import httpx2
 import pytest
+from celery import Celery
+from flower.app import Flower
+from flower.options import options
+from flower.urls import handlers
 from pydantic import SecretStr
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
 from tornado.web import HTTPError
 
 from api.console.sessions import COOKIE
-from compose.flower_door import KEPT_FOR_S, Door
+from compose.flower_door import KEPT_FOR_S, Door, close_doors
 from registry.settings import Settings
 from tests.requirements import requirement
 from tests.serving import Api
@@ -102,6 +108,55 @@ async def test_the_password_for_programs_reads_and_stops_nothing(door: Door) -> 
     with pytest.raises(HTTPError) as refused:
         await door.stop(reader, "00000000-0000-4000-8000-000000000000")
     assert refused.value.status_code == 403
+
+
+@pytest.fixture
+async def reader(
+    shared_api: Api, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """A program that has the password, before a Flower without workers."""
+    closed = list(handlers)
+    monkeypatch.setattr("compose.flower_door.handlers", closed)
+    monkeypatch.setattr("flower.app.default_handlers", closed)
+    close_doors(Settings(flower_api_url=shared_api.url, flower_auth=SecretStr("reader:pass")))
+    socket, port = bind_unused_port()
+    server = HTTPServer(Flower(options, Celery(set_as_current=False)))
+    server.add_socket(socket)
+    url = f"http://127.0.0.1:{port}"
+    async with httpx2.AsyncClient(base_url=url, auth=("reader", "pass"), trust_env=False) as http:
+        yield http
+    server.stop()
+    await server.close_all_connections()
+
+
+@requirement("celery:flower-sign-in")
+@pytest.mark.parametrize(
+    "path",
+    [
+        "worker/shutdown/celery@one",
+        "worker/pool/shrink/celery@one",
+        "worker/queue/cancel-consumer/celery@one",
+        "task/send-task/some.task",
+        "task/rate-limit/some.task",
+        "task/revoke/00000000-0000-4000-8000-000000000000",
+    ],
+)
+async def test_the_password_for_programs_changes_nothing(
+    reader: httpx2.AsyncClient, path: str
+) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        answer = await reader.request(method, f"/api/{path}", json={})
+        assert (answer.status_code, "reads alone" in answer.text) == (403, True), answer.text
+
+
+@requirement("celery:flower-sign-in")
+async def test_the_password_for_programs_reads_figures_and_the_list_of_tasks(
+    reader: httpx2.AsyncClient,
+) -> None:
+    assert (await reader.get("/metrics")).status_code == 200
+    form = {"draw": 1, "start": 0, "length": 10, "order[0][column]": 0}
+    listed = await reader.post("/tasks/datatable", data=form)
+    assert (listed.status_code, listed.json()["data"]) == (200, [])
 
 
 @requirement("celery:flower-sign-in")
