@@ -105,5 +105,9 @@ def sign_in_for(place: str) -> str:
 
 
 def _path_of(url: str) -> str:
-    parts = urlsplit(url)
+    """Return the path and query of an address; nothing for what is none."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
     return parts.path + (f"?{parts.query}" if parts.query else "")

@@ -244,6 +244,16 @@ async def test_without_a_session_people_are_sent_to_the_sign_in_and_programs_are
         assert problem_of(answer)["code"] == "unauthenticated"
 
 
+@requirement("console:sign-in")
+async def test_a_part_of_a_page_whose_address_is_none_is_sent_to_the_sign_in(
+    shared_api: Api,
+) -> None:
+    async with shared_api.client(None) as nobody:
+        live = {"hx-request": "true", "hx-current-url": "http://["}
+        part = await nobody.get("/console/runs", headers=live)
+    assert (part.status_code, part.headers["hx-redirect"]) == (401, SIGN_IN)
+
+
 # -- out
 
 
