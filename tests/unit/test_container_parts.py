@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import urlsplit
 
 import pytest
 
 from compose.container_secrets import REDIS_USERS, make_secrets, users_file
 from compose.health import check, lateness, role_of
-from registry.settings import Settings
+from registry.settings import Settings, get_settings
 from tests.requirements import requirement
 from workers.heartbeat import beat
 
@@ -89,6 +91,26 @@ def test_a_worker_that_has_not_begun_is_not_well_yet(tmp_path: Path) -> None:
 def test_what_is_no_role_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert check("beat") == 2
     assert "none of api, worker, steward, flower" in capsys.readouterr().err
+
+
+@requirement("containers:healthy")
+def test_a_container_that_has_a_proxy_does_not_ask_it_about_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+    for name in ("HTTP_PROXY", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("TOOLFLEET_API_PORT", str(server.server_port))
+        get_settings.cache_clear()
+        assert check("api") == 0
+        server.shutdown()
+    get_settings.cache_clear()
 
 
 # -- secrets
