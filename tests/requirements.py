@@ -114,6 +114,10 @@ REQUIREMENTS: Final[dict[str, tuple[str, str]]] = {
         "own decision",
         "A health check says whether a container's own process works, whatever others do.",
     ),
+    "containers:allowed-hosts": (
+        "own decision",
+        "The API answers to the names by which the stack asks it, in the example of settings too.",
+    ),
     "containers:scaling": (
         "own decision",
         "Workers are scaled by the length of the queue that they serve, and by its age.",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import compose_spec
 import jsonschema_rs
@@ -142,6 +144,26 @@ def test_every_file_that_the_stack_mounts_is_there_or_is_made(stack: dict[str, A
     }
     assert mounted
     assert [path for path in mounted if not (COMPOSE / path).exists()] == []
+
+
+@requirement("containers:allowed-hosts")
+def test_the_api_answers_to_the_names_by_which_the_stack_asks_it(stack: dict[str, Any]) -> None:
+    example = (COMPOSE / ".env.example").read_text()
+    written = re.search(r"^# TOOLFLEET_ALLOWED_HOSTS=(.*)$", example, re.MULTILINE)
+    assert written is not None
+    prometheus = yaml.safe_load((COMPOSE / "prometheus" / "prometheus.yml").read_text())
+    (fleet,) = (it for it in prometheus["scrape_configs"] if it["job_name"] == "toolfleet")
+    asked = {it for group in fleet["static_configs"] for it in group["targets"]}
+    asked |= {
+        urlsplit(value).netloc
+        for service in stack["services"].values()
+        for name, value in service.get("environment", {}).items()
+        if name in {"TOOLFLEET_FLOWER_API_URL", "TOOLFLEET_PUBLIC_URL"}
+    }
+    assert {"proxy:8080", "localhost:8080"} < asked
+    default = stack["services"]["api"]["environment"]["TOOLFLEET_ALLOWED_HOSTS"]
+    for hosts in (written[1], default):
+        assert asked - set(json.loads(hosts)) == set()
 
 
 # -- the Kubernetes example
