@@ -100,7 +100,8 @@ _COUNTS: Final = f"""
 _RECORDED: Final = """
     SELECT c.queued_at, c.traceparent, c.idempotency_key, c.actor, c.method, c.worker_id,
         v.version AS server_version, clock_timestamp() AS now,
-        EXISTS (SELECT FROM approval_notices WHERE call_id = c.id) AS gated
+        EXISTS (SELECT FROM audit l
+            WHERE l.call_id = c.id AND l.event = 'call.awaiting_approval') AS gated
     FROM calls c JOIN server_versions v ON v.id = c.server_version_id WHERE c.id = %(call)s
 """
 

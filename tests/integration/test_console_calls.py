@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import httpx2
 import pytest
 
-from registry import call_search, calls, newest
+from registry import call_search, calls, newest, notices
 from registry.call_search import Wanted
 from registry.calls import CallState, Ending
 from registry.newest import Cursor
@@ -373,8 +373,10 @@ async def test_a_call_is_approved_by_those_it_needs_and_then_runs(api: Api) -> N
             assert answer.status_code == 303, answer.text
             assert said in text_of((await boss.get(answer.headers["location"])).text)
     await api.work(call)
+    await notices.sweep(api.database)
     page = text_of(await shown(api.http, f"calls/{call}"))
     assert "Waiting for approval" in page
+    assert "Arguments" in page
     assert "succeeded" in page
     decided = text_of(await shown(api.http, "approvals")).partition("Decided lately")[2]
     assert decided.count("“known”") == 2
