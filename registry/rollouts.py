@@ -139,14 +139,19 @@ _ROLLOUT: Final = """
 """
 
 
-async def put_rollout(database: Database, server: str, plan: RolloutPlan, *, actor: str) -> Rollout:
+async def put_rollout(
+    database: Database, server: str, plan: RolloutPlan, *, actor: str, only: int | None = None
+) -> Rollout:
     """Start a server's rollout, or change the plan of the one of that version.
 
-    Another version's rollout is replaced. Raises `unknown_server`, `unknown_version`, or
-    `rollout_conflict` for the version that is the stable one.
+    Another version's rollout is replaced; ``only`` names the one that is meant, by id. Raises
+    `unknown_server`, `unknown_version`, `rollout_conflict` for the version that is the stable one,
+    or `not_found` where the one that is meant has ended.
     """
     async with database.transaction() as connection:
         await catalog.lock(connection)
+        if only is not None:
+            await _wanted(connection, server, only)
         return await write_rollout(connection, server, plan, actor=actor)
 
 

@@ -134,7 +134,8 @@ async def change_percentage(request: Request, name: str) -> Response:
         ) from None
     plan = parse_plan({**running.plan.model_dump(mode="json"), "percent": percent})
     actor = label(actor_of(request))
-    await rollouts.put_rollout(operations_of(request).database, running.server, plan, actor=actor)
+    database = operations_of(request).database
+    await rollouts.put_rollout(database, running.server, plan, actor=actor, only=running.id)
     return back_to("/console/changes")
 
 

@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import text
 
 from api.console import audit_pages
-from registry import audit, catalog, holds, ingest
+from registry import audit, catalog, holds, ingest, rollouts
 from registry.database import Database
 from registry.holds import Hold
 from registry.settings import Settings
@@ -259,6 +259,23 @@ async def test_a_button_of_a_rollout_that_has_ended_does_nothing_to_another(
     late = await console.press("rollout/promote", rollout=ended)
     assert (late.status_code, "has ended" in late.text) == (409, True)
     assert (await console.rollout())["state"] == "active"
+
+
+@requirement("console:rollouts")
+async def test_a_percentage_starts_no_rollout_anew_that_ends_meanwhile(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollout = await console.tries()
+    put = rollouts.put_rollout
+
+    async def put_late(database: Database, server: str, *given: Any, **rest: Any) -> Any:
+        await rollouts.roll_back(database, server, actor="the verdict")
+        return await put(database, server, *given, **rest)
+
+    monkeypatch.setattr(rollouts, "put_rollout", put_late)
+    late = await console.press("rollout", rollout=rollout, percent="50")
+    assert late.status_code == 404
+    assert (await console.rollout())["state"] == "rolled_back"
 
 
 @requirement("console:rollouts")
