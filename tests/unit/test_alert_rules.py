@@ -107,13 +107,6 @@ def test_the_runbook_of_a_breaker_is_about_the_version_whose_breaker_it_is() -> 
     assert all(it.endswith("--version {{ $labels.version }}") for it in commands)
 
 
-@pytest.mark.parametrize("alert", ALERTS.values(), ids=list(ALERTS))
-@requirement("alerts:runbook")
-def test_a_runbook_that_raises_a_pool_has_its_workers_started_anew(alert: dict[str, Any]) -> None:
-    runbook = alert["annotations"]["runbook"]
-    assert "raise pool.max_size" not in runbook or "toolfleet workers drain" in runbook
-
-
 @requirement("alerts:runbook")
 def test_a_database_that_is_away_is_told_of_by_the_alert_that_fires_then() -> None:
     assert "503" in ALERTS["ApiDown"]["annotations"]["runbook"]
