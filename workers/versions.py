@@ -34,9 +34,8 @@ logger = logging.getLogger("toolfleet.worker")
 UNUSED_S: Final = 600.0
 CLOSE_LIMIT_S: Final = 20.0
 """For all of them: a pool takes 16 s at most, and the worker has 30 s for all that it closes."""
-
-
 SPARE_PLACES: Final = 4
+"""Calls that a worker takes beyond those that have a session."""
 
 
 def places_of(versions: Iterable[ServerVersion]) -> int:
